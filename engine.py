@@ -1,0 +1,872 @@
+"""Micrograd with NumPy arrays: reverse-mode automatic differentiation in one file.
+
+A `Value` holds a number or an array and remembers which operation made it, from which operands. Every operation has
+the same rhythm: make the operand a Value, compute with NumPy, define the closure `_backward`, which turns the gradient
+of the result into the gradients of the operands, and return a new Value. `backward_all` calls those closures from the
+last Value to the first, which is the chain rule. Everything else is built on these operations:
+
+    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum reshape), composed operators, backward
+    graph        topological_order, unbroadcast, no_grad
+    functions    stack, conv2d, max_pooling, cross_entropy
+    layers       Neuron, LinearLayer, MLP, Conv2dLayer
+    optimizer    Optimizer
+    drawing      draw_graph
+    checks       what may be data, an operand, an integer, an axis
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Union
+
+import numpy as np
+
+# glibc hands a large array back to the kernel when it is freed, and the next one is faulted in page by page. Freeing
+# one large block, never touched, raises malloc's thresholds for good. Elsewhere it is harmless.
+np.empty(31 << 20, np.uint8)
+
+
+class Value:
+    """A number or an array of real numbers, and how it was computed.
+
+    data           a float or a floating ndarray of any shape. Integers and booleans become float64. float32 stays
+                   float32 and float64 stays float64; where two meet, NumPy's rules decide.
+    grad           d(root)/d(this value), of data's shape and dtype; zeros before the first `backward_all()`.
+    requires_grad  False for a constant, and for what was computed from constants or under `no_grad`.
+    label          a name, for `draw_graph`.
+
+    An operation of your own passes its operands as `_children`, its name as `_op`, and a `_backward` that is called
+    with the gradient of the result and returns the gradient of each operand, in a tuple if there are several.
+
+    Raises TypeError for data that are no real numbers, ValueError for ragged lists and ints too large for a float.
+    """
+
+    __slots__ = ("data", "label", "requires_grad", "_grad", "_pending", "_prev", "_op", "_backward", "__weakref__")
+
+    # Makes `array * value` call Value.__rmul__, and `np.exp(value)` a TypeError. Without it NumPy would take the Value
+    # for some object and build an array of objects.
+    __array_ufunc__ = None
+
+    def __init__(
+        self,
+        data: Operand,
+        _children: tuple[Value, ...] = (),
+        _op: str = "",
+        _backward: Callable | None = None,
+        label: str = "",
+    ):
+        self.data = data if type(data) is float else _as_data(data, _children)
+        self.label = label
+        self.requires_grad = True
+        self._grad = self._pending = None  # made when they are needed
+        self._prev = _children
+        self._op = _op
+        self._backward = _backward
+        if _children:
+            for child in _children:
+                if child.requires_grad and _recording:
+                    break
+            else:  # nothing to differentiate: let go of the operands, and of the arrays that the closure holds
+                self._prev, self._backward, self.requires_grad = (), None, False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of data; () for a number."""
+        return np.shape(self.data)
+
+    @property
+    def grad(self) -> np.ndarray | float:
+        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape.
+
+        Raises ValueError if it does not broadcast, TypeError if it is no real number or array.
+        """
+        if self._grad is None:
+            self._grad = 0.0 if type(self.data) is float else np.zeros_like(self.data)
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: np.ndarray | float):
+        grad = _as_data(grad)
+        try:
+            grad = np.broadcast_to(grad, self.shape)
+        except ValueError:
+            raise ValueError(f"grad must have data's shape {self.shape}, got {np.shape(grad)}") from None
+        self._grad = float(grad) if type(self.data) is float else np.array(grad, self.data.dtype)
+
+    def __repr__(self) -> str:
+        return f"Value(data={self.data}, grad={self.grad})"
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
+
+    # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
+    # What broadcasting did to an operand is undone in backward_all, in one place for all operations. A constant gets
+    # the gradient None: it is not computed.
+
+    def __add__(self, other: Operand) -> Value:
+        if type(other) is not Value:
+            other = _operand(other, self)
+
+        def _backward(grad):
+            self.add_grad(grad)
+            other.add_grad(grad)
+
+        return Value(self.data + other.data, (self, other), "+", _backward)
+
+    def __sub__(self, other: Operand) -> Value:
+        if type(other) is not Value:
+            other = _operand(other, self)
+
+        def _backward(grad):
+            self.add_grad(grad)
+            if other.requires_grad:
+                other.add_grad(-grad)
+
+        return Value(self.data - other.data, (self, other), "-", _backward)
+
+    def __mul__(self, other: Operand) -> Value:
+        if type(other) is not Value:
+            other = _operand(other, self)
+        a, b = self.data, other.data
+
+        def _backward(grad):  # d(ab) = b da + a db
+            if self.requires_grad:
+                self.add_grad(grad * b)
+            if other.requires_grad:
+                other.add_grad(grad * a)
+
+        return Value(a * b, (self, other), "*", _backward)
+
+    def __truediv__(self, other: Operand) -> Value:
+        if type(other) is not Value:
+            other = _operand(other, self)
+        b = other.data
+        out = np.true_divide(self.data, b)  # by 0 this is inf or nan, for Python's numbers too
+
+        def _backward(grad):  # d(a/b) = da/b - (a/b) db/b
+            grad = np.true_divide(grad, b)
+            self.add_grad(grad)
+            if other.requires_grad:
+                other.add_grad(-grad * out)
+
+        return Value(out, (self, other), "/", _backward)
+
+    def __pow__(self, exponent: float) -> Value:
+        """Elementwise power. Raises TypeError for an exponent that is no real number: a Value or an array."""
+        n = _real("the exponent of **", exponent)
+        x = np.asarray(self.data)  # NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
+
+        def _backward(grad):  # d(x^n) = n x^(n-1) dx; and 0 for n = 0, where x^-1 could be infinite
+            self.add_grad(grad * (n * x ** (n - 1)) if n else np.zeros_like(x))
+
+        return Value(x**n, (self,), f"**{exponent}", _backward)
+
+    def __matmul__(self, other: Operand) -> Value:
+        """Matrix product, with every signature of NumPy's: (n?,k),(k,m?)->(n?,m?), leading axes broadcasting.
+
+        Raises ValueError for a scalar operand, and for shapes that do not fit.
+        """
+        if type(other) is not Value:
+            other = _operand(other, self)
+        a, b = self.data, other.data
+        try:
+            out = np.matmul(a, b)
+        except ValueError:
+            raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}") from None
+
+        def _backward(grad):  # d(AB) = dA B + A dB; a vector is a matrix of one row on the left, one column on the right
+            A = a[None, :] if a.ndim == 1 else a  # (..., m, n)
+            B = b[:, None] if b.ndim == 1 else b  # (..., n, p)
+            grad = np.reshape(grad, out.shape[: out.ndim - (a.ndim > 1) - (b.ndim > 1)] + (A.shape[-2], B.shape[-1]))
+            if self.requires_grad:
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n)
+            if other.requires_grad:
+                dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)
+
+        return Value(out, (self, other), "@", _backward)
+
+    def tanh(self) -> Value:
+        """Elementwise hyperbolic tangent."""
+        out = np.tanh(self.data)
+
+        def _backward(grad):
+            self.add_grad(grad * (1 - out * out))
+
+        return Value(out, (self,), "tanh", _backward)
+
+    def relu(self) -> Value:
+        """Elementwise max(x, 0); its derivative at 0 is 0."""
+        x = self.data
+        if type(x) is float:
+            out = 0.0 if x <= 0 else x  # nan stays nan
+        else:
+            out = np.maximum(x, np.zeros_like(x))  # two arrays: against the number 0 NumPy takes three times as long
+
+        def _backward(grad):
+            self.add_grad(grad * (out > 0))
+
+        return Value(out, (self,), "relu", _backward)
+
+    def exp(self) -> Value:
+        """Elementwise exponential."""
+        out = np.exp(self.data)
+
+        def _backward(grad):
+            self.add_grad(grad * out)
+
+        return Value(out, (self,), "exp", _backward)
+
+    def log(self, eps: float = 1e-12) -> Value:
+        """Elementwise log(x + eps), whose gradient is 1 / (x + eps). Raises TypeError for an eps that is no number."""
+        shifted = self.data + _real("eps", eps)
+
+        def _backward(grad):
+            self.add_grad(np.true_divide(grad, shifted))
+
+        return Value(np.log(shifted), (self,), "log", _backward)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
+        """The sum over all elements, or over the given axes, which keepdims leaves in place with length 1.
+
+        Raises TypeError for axes that are no integers, ValueError for an axis that data do not have.
+        """
+        shape = self.shape
+        axes = _axes(axis, len(shape))
+
+        def _backward(grad):  # each element counts once: its gradient is the sum's
+            self.add_grad(np.broadcast_to(grad if keepdims else np.expand_dims(grad, axes), shape))
+
+        return Value(np.sum(self.data, axis=axes, keepdims=bool(keepdims)), (self,), "sum", _backward)
+
+    def reshape(self, *shape: int) -> Value:
+        """The same elements in another shape, given as integers or as one tuple; one of them may be -1.
+
+        Raises TypeError for sizes that are no integers, ValueError for a shape of another number of elements.
+        """
+        if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+            shape = tuple(shape[0])
+        shape = tuple(_integer("a size in reshape", n, -1) for n in shape)
+        try:
+            out = np.reshape(self.data, shape)
+        except ValueError:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}") from None
+
+        def _backward(grad):
+            self.add_grad(np.reshape(grad, self.shape))
+
+        return Value(out, (self,), "reshape", _backward)
+
+    # ---- Composed: from the primitives, so that they need no gradient of their own. ---------------------------------
+
+    def __neg__(self) -> Value:
+        return self * -1.0
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
+        """The mean over all elements or over the given axes. Raises what `sum` raises."""
+        count = math.prod(self.shape[i] for i in _axes(axis, len(self.shape)))
+        return self.sum(axis, keepdims) / count
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: Operand) -> Value:
+        return _operand(other, self) - self
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return _operand(other, self) / self
+
+    def __rmatmul__(self, other: Operand) -> Value:
+        return _operand(other, self) @ self
+
+    def __rpow__(self, other: Operand):
+        raise TypeError("the exponent of ** must be a real number, got a Value")
+
+    # ---- Backward ---------------------------------------------------------------------------------------------------
+
+    def backward_all(self) -> None:
+        """Compute d(self)/d(v) for every Value v that self was computed from.
+
+        The gradients of leaves add up over several calls, until they are set to zero; those of the Values in between
+        start afresh. They are assigned at the end: if anything is raised on the way, nothing has changed.
+
+        Raises ValueError if no graph was recorded, or if a `_backward` does not return a gradient that fits.
+        """
+        if not self.requires_grad:
+            raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
+        order = topological_order(self)
+        for node in order:
+            node._pending = None
+        self._pending = 1.0 if type(self.data) is float else np.ones_like(self.data)
+        for node in reversed(order):
+            if node._prev and node._pending is not None:
+                node._backward(node._pending)
+        for node in order:
+            grad, node._pending = node._pending, None
+            if node._prev:
+                node._grad = grad
+            elif type(grad) is float:
+                node._grad = grad if node._grad is None else node._grad + grad
+            elif grad is not None:
+                total = np.array(grad)  # a copy: a leaf's gradient is its own
+                if node._grad is not None:
+                    total += node._grad
+                node._grad = total
+
+    def add_grad(self, grad: np.ndarray | float) -> None:
+        """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
+
+        Raises ValueError if the shape of grad is neither data's nor one that data broadcast to.
+        """
+        if not self.requires_grad:
+            return
+        if type(grad) is not float or type(self.data) is not float:
+            grad = _like(grad, self.data)
+        # Not +=: the array may be another Value's gradient as well.
+        self._pending = grad if self._pending is None else self._pending + grad
+
+
+# ---- Graph ----------------------------------------------------------------------------------------------------------
+
+
+def topological_order(root: Value) -> list[Value]:
+    """All Values that root was computed from, and root: each one after its operands.
+
+    Why an order at all? In a = 1; b = a + a; c = b + b the gradient of b is complete only when both of its uses in c
+    have been added up. Going from c to b and on to a for each use by itself would visit a four times, and a chain of n
+    such additions 2^n times. Backwards in this order every Value is visited once, after all of its uses.
+
+    The stack is a list, not Python's own, which a graph of a thousand operations in a row would overflow.
+    """
+    order, visited, stack = [], set(), [root]
+    while stack:
+        node = stack.pop()
+        if node is None:  # all operands of the Value below are in order
+            order.append(stack.pop())
+        elif node not in visited:
+            visited.add(node)
+            stack += (node, None)
+            stack += node._prev
+    return order
+
+
+def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sum grad over the axes along which NumPy's broadcasting repeated an operand of this shape.
+
+    Broadcasting copies an element to several places, so its gradient is the sum of the gradients of these places.
+    Raises ValueError if shape does not broadcast to grad's shape.
+    """
+    if np.shape(grad) == shape:
+        return grad
+    added = np.ndim(grad) - len(shape)
+    if added >= 0:
+        stretched = tuple(added + i for i, n in enumerate(shape) if n == 1)
+        total = np.sum(grad, axis=tuple(range(added)) + stretched, keepdims=True)
+        if total.shape[added:] == shape:
+            return total.reshape(shape)
+    raise ValueError(f"a gradient of shape {np.shape(grad)} does not fit an operand of shape {shape}")
+
+
+def _like(grad, data):
+    """grad with the shape and dtype of data."""
+    if type(data) is float:
+        return float(unbroadcast(grad, ()))
+    return np.asarray(unbroadcast(grad, data.shape), data.dtype)
+
+
+_recording = True
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside `with no_grad():` no graph is recorded: results are constants, and operands are free to go at once."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+# ---- Functions ------------------------------------------------------------------------------------------------------
+
+
+def stack(values: Sequence[Operand], axis: int = 0) -> Value:
+    """Join n values of one shape along a new axis of length n.
+
+    Raises TypeError unless values is a list or tuple, ValueError if it is empty, if shapes differ or for a wrong axis.
+    """
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"stack takes a list or tuple of Values, got {type(values).__name__}")
+    values = tuple(_operand(v) for v in values)
+    shapes = [v.shape for v in values]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
+    (axis,) = _axes(axis, len(shapes[0]) + 1)
+
+    def _backward(grad):
+        for value, part in zip(values, np.moveaxis(grad, axis, 0)):
+            value.add_grad(part)
+
+    return Value(np.stack([v.data for v in values], axis), values, "stack", _backward)
+
+
+BLOCK_BYTES = 4 << 20  # of columns that conv2d holds at a time; more leave the cache
+
+
+def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, padding: int = 0) -> Value:
+    """2D convolution (cross-correlation, as in every framework), as one matrix product.
+
+    x (N, C, H, W), w (O, C, kh, kw), b (O,) or None; the result is (N, O, oh, ow), where
+    oh = (H + 2 padding - kh) // stride + 1 and ow likewise. Rows and columns that do not fill a window are dropped.
+
+        out[n, o, y, x] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, y * stride + i, x * stride + j]
+
+    What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns ("im2col",
+    Chellapilla et al. 2006), and the sum is w @ columns. Its gradients are those of a matrix product, and the gradient
+    of the columns is added back to where they came from.
+
+    Raises ValueError for shapes that do not fit, a kernel larger than the padded image, a stride below 1 or a padding
+    below 0; TypeError for a stride or padding that is no integer.
+    """
+    x, w, b = _operand(x), _operand(w), None if b is None else _operand(b)
+    if len(x.shape) != 4 or len(w.shape) != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
+        raise ValueError(f"conv2d takes x (N, C, H, W) and w (O, C, kh, kw), got shapes {x.shape} and {w.shape}")
+    if b is not None and b.shape != w.shape[:1]:
+        raise ValueError(f"conv2d takes b (O,) = {w.shape[:1]}, got shape {b.shape}")
+    (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
+    s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
+    oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
+    children = (x, w) if b is None else (x, w, b)
+    dtype = np.result_type(*(v.data for v in children))
+    kernel = w.data.reshape(O, C * kh * kw).astype(dtype, copy=False)
+
+    # Rows and columns of the image are sorted by their remainder modulo the stride: what a kernel cell sees then lies
+    # side by side in memory, for every stride.
+    Hs, Ws = -(-(H + 2 * p) // s), -(-(W + 2 * p) // s)
+    padded = np.zeros((C, Hs * s, Ws * s, N), dtype)
+    padded[:, p : p + H, p : p + W] = x.data.transpose(1, 2, 3, 0)
+    phases = np.ascontiguousarray(padded.reshape(C, Hs, s, Ws, s, N).transpose(0, 2, 4, 1, 3, 5))  # (C, s, s, Hs, Ws, N)
+
+    def cells(image):
+        """What each kernel cell (i, j) sees: kh * kw views of shape (C, oh, ow, N)."""
+        return [
+            image[:, i % s, j % s, i // s : i // s + oh, j // s : j // s + ow] for i in range(kh) for j in range(kw)
+        ]
+
+    @functools.lru_cache(1)  # the last block of the forward pass is the first one of the backward pass
+    def columns(start, stop):
+        matrix = np.empty((C, kh * kw, stop - start, ow, N), dtype)
+        for k, cell in enumerate(cells(phases)):
+            matrix[:, k] = cell[:, start:stop]
+        return matrix.reshape(kernel.shape[1], -1)  # (C*kh*kw, rows*ow*N)
+
+    step = max(1, BLOCK_BYTES // max(1, kernel.shape[1] * ow * N * dtype.itemsize))
+    blocks = [(y, min(y + step, oh)) for y in range(0, oh, step)]  # of output rows
+
+    out = np.empty((O, oh, ow, N), dtype)
+    for start, stop in blocks:
+        np.matmul(kernel, columns(start, stop), out=out[:, start:stop].reshape(O, -1))
+    if b is not None:
+        out += b.data[:, None, None, None]
+
+    def _backward(grad):
+        grad = _batch_last(grad)  # (O, oh, ow, N)
+        dkernel = np.zeros_like(kernel) if w.requires_grad else None
+        dphases = np.zeros_like(phases) if x.requires_grad else None
+        for start, stop in reversed(blocks):
+            g = grad[:, start:stop].reshape(O, -1)  # (O, rows*ow*N)
+            if w.requires_grad:
+                dkernel += g @ columns(start, stop).T
+            if x.requires_grad:
+                dcolumns = (kernel.T @ g).reshape(C, kh * kw, -1, ow, N)
+                for k, cell in enumerate(cells(dphases)):
+                    cell[:, start:stop] += dcolumns[:, k]
+        if x.requires_grad:
+            dpadded = dphases.transpose(0, 3, 1, 4, 2, 5).reshape(padded.shape)
+            x.add_grad(dpadded[:, p : p + H, p : p + W].transpose(3, 0, 1, 2))
+        if w.requires_grad:
+            w.add_grad(dkernel.reshape(w.shape))
+        if b is not None:
+            b.add_grad(grad.sum(axis=(1, 2, 3)))
+
+    return Value(out.transpose(3, 0, 1, 2), children, "conv2d", _backward)
+
+
+def max_pooling(x: Operand, stride: int) -> Value:
+    """The largest element of each stride x stride window: x (N, C, H, W) to (N, C, H // stride, W // stride).
+
+    Rows and columns that do not fill a window are dropped. Of equal elements the first one in row-major order gets the
+    gradient, so that it is conserved (as in PyTorch and JAX). A nan makes its window nan.
+
+    Raises ValueError unless x has four axes and is at least one window large, or for a stride below 1; TypeError for a
+    stride that is no integer.
+    """
+    x, s = _operand(x), _integer("stride", stride, 1)
+    if len(x.shape) != 4:
+        raise ValueError(f"max_pooling takes x (N, C, H, W), got shape {x.shape}")
+    oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
+
+    def cells(image):
+        """Each of the s * s cells of all windows: views of shape (C, oh, ow, N)."""
+        return [image[:, i : oh * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
+
+    image = _batch_last(x.data)
+    out = functools.reduce(np.maximum, cells(image))
+
+    def _backward(grad):
+        dimage = np.zeros_like(image)
+        rest = _batch_last(grad)  # what no cell has taken yet
+        *firsts, last = zip(cells(image), cells(dimage))
+        for cell, dcell in firsts:
+            taken = rest * (cell == out)
+            dcell[...] = taken
+            rest = rest - taken
+        last[1][...] = rest
+        x.add_grad(dimage.transpose(3, 0, 1, 2))
+
+    return Value(out.transpose(3, 0, 1, 2), (x,), "max_pooling", _backward)
+
+
+def _batch_last(x: np.ndarray) -> np.ndarray:
+    """x (N, C, H, W) as (C, H, W, N), contiguous. A result that conv2d and max_pooling leave in this order in memory is
+    not copied by the next one. NumPy works on N numbers side by side, whatever the stride: FIGURE."""
+    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+
+
+def _output_size(name, shape, kernel, stride, padding):
+    sizes = [(n + 2 * padding - k) // stride + 1 for n, k in zip(shape[2:], kernel)]
+    if min(sizes) < 1:
+        raise ValueError(f"{name}: a window of {kernel} is larger than x of shape {shape} with padding {padding}")
+    return sizes
+
+
+def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
+    """The mean over the batch of -log softmax(x)[y]: logits x (N, classes), integer labels y (N,), result ().
+
+    The largest logit is subtracted first, which leaves the softmax as it is and keeps exp from overflowing. The
+    gradient is (softmax(x) - onehot(y)) / N.
+
+    Raises ValueError for other shapes, an empty batch or labels outside 0 ... classes - 1; TypeError for labels that
+    are no integers.
+    """
+    x = _operand(x)
+    if len(x.shape) != 2 or 0 in x.shape:
+        raise ValueError(f"cross_entropy takes logits x (N, classes), not empty, got shape {x.shape}")
+    (n, classes), y = x.shape, _as_labels(y)
+    if y.shape != (n,):
+        raise ValueError(f"cross_entropy takes one label for each of the {n} rows of x, got labels of shape {y.shape}")
+    if y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"labels must be in 0 ... {classes - 1}, got {y.min()} ... {y.max()}")
+    shifted = x.data - x.data.max(axis=1, keepdims=True)  # (N, classes)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    picked = np.arange(n), y
+
+    def _backward(grad):
+        dx = np.exp(log_softmax)
+        dx[picked] -= 1
+        x.add_grad(dx * (grad / n))
+
+    return Value(-log_softmax[picked].mean(), (x,), "cross_entropy", _backward)
+
+
+# ---- Layers ---------------------------------------------------------------------------------------------------------
+
+
+class Layer:
+    """What all layers share: a weight, a bias or None, and calling the layer is calling its forward.
+
+    Parameters are float64, drawn uniformly from +-1/sqrt(fan_in) with np.random, so that np.random.seed reproduces
+    them (fan_in, the number of inputs of one output: LeCun et al., "Efficient BackProp", 1998). A layer computes in the
+    floating dtype of its input; the parameters and their gradients remain float64.
+    """
+
+    weight: Value
+    bias: Value | None
+
+    def __call__(self, x: Operand) -> Value:
+        return self.forward(x)
+
+    def parameters(self) -> list[Value]:
+        """The Values to train."""
+        return [p for p in (self.weight, self.bias) if p is not None]
+
+
+def _uniform(fan_in, shape):
+    return Value(np.asarray(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape)))
+
+
+def _cast(parameter, dtype):
+    """The parameter in another dtype; its gradient comes back in its own."""
+    if parameter is None or parameter.data.dtype == dtype:
+        return parameter
+
+    def _backward(grad):
+        parameter.add_grad(grad)
+
+    return Value(parameter.data.astype(dtype), (parameter,), "astype", _backward)
+
+
+def _layer_input(layer, x, features):
+    x = _operand(x)
+    if x.shape[-1:] != (features,):
+        raise ValueError(f"{layer} takes x of shape (..., {features}), got {x.shape}")
+    return x
+
+
+class Neuron(Layer):
+    """tanh(x @ weight + bias): x (..., input_num) to (...), with weight (input_num,) and bias ().
+
+    Raises ValueError for an input_num below 1 or an x of another shape, TypeError for an input_num that is no integer.
+    """
+
+    def __init__(self, input_num: int):
+        n = _integer("input_num", input_num, 1)
+        self.weight, self.bias = _uniform(n, n), _uniform(n, ())
+
+    def forward(self, x: Operand) -> Value:
+        x = _layer_input(self, x, self.weight.shape[0])
+        dtype = x.data.dtype
+        return (x @ _cast(self.weight, dtype) + _cast(self.bias, dtype)).tanh()
+
+    def __repr__(self) -> str:
+        return f"Neuron({self.weight.shape[0]})"
+
+
+class LinearLayer(Layer):
+    """x @ weight + bias: x (..., input_num) to (..., output_num), with weight (input_num, output_num), bias (output_num,).
+
+    Raises ValueError for a size below 1 or an x of another shape, TypeError for a size that is no integer.
+    """
+
+    def __init__(self, input_num: int, output_num: int):
+        n, m = _integer("input_num", input_num, 1), _integer("output_num", output_num, 1)
+        self.weight, self.bias = _uniform(n, (n, m)), _uniform(n, m)
+
+    def forward(self, x: Operand) -> Value:
+        x = _layer_input(self, x, self.weight.shape[0])
+        dtype = x.data.dtype
+        return x @ _cast(self.weight, dtype) + _cast(self.bias, dtype)
+
+    def __repr__(self) -> str:
+        return "LinearLayer({}, {})".format(*self.weight.shape)
+
+
+class MLP(Layer):
+    """Linear layers with tanh between them: x (N, input_num) or (input_num,) to (N, layer_num[-1]), N = 1 for the latter.
+
+    layer_num is the list of output sizes, one for each layer.
+
+    Raises ValueError for an empty list, a size below 1 or an x of another shape, TypeError for sizes that are no
+    integers.
+    """
+
+    def __init__(self, input_num: int, layer_num: Sequence[int]):
+        if not isinstance(layer_num, (list, tuple)):
+            raise TypeError(f"layer_num must be a list of sizes, got {type(layer_num).__name__}")
+        if not layer_num:
+            raise ValueError("layer_num must have one size for each layer, got none")
+        sizes = [input_num, *layer_num]
+        self.layers = [LinearLayer(n, m) for n, m in zip(sizes, sizes[1:])]
+
+    def forward(self, x: Operand) -> Value:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = layer(x).tanh()
+        return last(x).reshape(-1, last.bias.shape[0])
+
+    def parameters(self) -> list[Value]:
+        """The Values to train."""
+        return [p for layer in self.layers for p in layer.parameters()]
+
+    def __repr__(self) -> str:
+        return f"MLP({', '.join(map(repr, self.layers))})"
+
+
+class Conv2dLayer(Layer):
+    """conv2d with a weight (out_channel, in_channel, kernel_size, kernel_size) and a bias (out_channel,) or None:
+    x (N, in_channel, H, W) to (N, out_channel, oh, ow).
+
+    Raises what `conv2d` raises, ValueError for a size below 1, TypeError for a size that is no integer.
+    """
+
+    def __init__(
+        self, in_channel: int, out_channel: int, kernel_size: int, bias: bool = True, stride: int = 1, padding: int = 0
+    ):
+        c, o = _integer("in_channel", in_channel, 1), _integer("out_channel", out_channel, 1)
+        k = _integer("kernel_size", kernel_size, 1)
+        self.stride, self.padding = _integer("stride", stride, 1), _integer("padding", padding, 0)
+        self.weight = _uniform(c * k * k, (o, c, k, k))
+        self.bias = _uniform(c * k * k, o) if bias else None
+
+    def forward(self, x: Operand) -> Value:
+        x = _operand(x)
+        dtype = np.result_type(x.data)
+        return conv2d(x, _cast(self.weight, dtype), _cast(self.bias, dtype), self.stride, self.padding)
+
+    def __repr__(self) -> str:
+        o, c, k, _ = self.weight.shape
+        return f"Conv2dLayer({c}, {o}, {k}, bias={self.bias is not None}, stride={self.stride}, padding={self.padding})"
+
+
+# ---- Optimizer ------------------------------------------------------------------------------------------------------
+
+
+class Optimizer:
+    """Stochastic gradient descent: parameter -= lr * gradient.
+
+    Raises TypeError unless parameters are Values, ValueError if there are none, for one that is given twice, and for
+    one that is no leaf: the result of an operation is computed anew from its operands, so that an update is lost.
+    """
+
+    def __init__(self, parameters: Iterable[Value]):
+        if not isinstance(parameters, Iterable):
+            raise TypeError(f"parameters must be a list of Values, got {type(parameters).__name__}")
+        self.parameters = list(parameters)
+        for p in self.parameters:
+            if not isinstance(p, Value):
+                raise TypeError(f"parameters must be a list of Values, got a list with {type(p).__name__}")
+            if p._prev or not p.requires_grad:
+                raise ValueError(f"parameters must be Values that you made, got the result of {p._op!r}")
+        if not self.parameters:
+            raise ValueError("parameters must be a list of Values, got none")
+        if len(set(self.parameters)) < len(self.parameters):
+            raise ValueError("parameters must be different Values, got one twice, which would be updated twice")
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero."""
+        for p in self.parameters:
+            p._grad = None
+
+    def update(self, lr: float) -> None:
+        """Take one step of gradient descent with the learning rate lr. Arrays that were handed in are not written to.
+
+        Raises TypeError for an lr that is no real number, ValueError if it is negative, infinite or nan.
+        """
+        lr = _real("lr", lr)
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
+        for p in self.parameters:
+            if p._grad is not None:
+                p.data = _like(p.data - lr * p._grad, p.data)
+
+
+# ---- Drawing --------------------------------------------------------------------------------------------------------
+
+
+def draw_graph(value: Value) -> str:
+    """The graph that computed value, as Graphviz DOT text: `dot -Tsvg` makes it a picture.
+
+    Each Value is a box with its label, operation, shape, and, up to nine elements, its data and gradient; arrows lead
+    from operands to results. The same graph gives the same text. Raises TypeError for anything but a Value.
+    """
+    if not isinstance(value, Value):
+        raise TypeError(f"draw_graph takes a Value, got {type(value).__name__}")
+    order = topological_order(value)
+    name = {node: f"n{i}" for i, node in enumerate(order)}
+    lines = ["digraph {", "  rankdir=LR", "  node [shape=record]"]
+    for node in order:
+        fields = [node.label, node._op if node.requires_grad else "constant"]
+        if node.shape:
+            fields.append(f"shape {node.shape}")
+        if np.size(node.data) <= 9:
+            fields.append(f"data {_short(node.data)}")
+            if node.requires_grad:
+                fields.append(f"grad {_short(node.grad)}")
+        text = " | ".join(_escaped(f) for f in fields if f)
+        lines.append(f'  {name[node]} [label="{{ {text} }}"]')
+        lines += [f"  {name[operand]} -> {name[node]}" for operand in node._prev]
+    return "\n".join(lines + ["}"]) + "\n"
+
+
+def _short(data):
+    return np.array2string(np.asarray(data), precision=4, separator=", ")
+
+
+def _escaped(text):
+    """Text inside a record's label, where DOT gives some characters a meaning."""
+    return "".join("\\" + c if c in '\\"{}|<>' else c for c in text).replace("\n", "\\n")
+
+
+# ---- Checks ---------------------------------------------------------------------------------------------------------
+
+Operand = Union[Value, np.ndarray, float]  # numbers and arrays are constants
+
+
+def _as_data(data, operands=()):
+    """What a Value holds: a float, a NumPy float or an array of floats. operands: what it was computed from, if any."""
+    if type(data) is np.ndarray and data.dtype.kind == "f":
+        return data
+    if type(data) is np.float64 and operands:
+        # Python's numbers don't decide a result's dtype. (NumPy answers them with a float64, and 1.26 lets them turn a
+        # float32 without axes into one.)
+        dtypes = [v.data.dtype for v in operands if type(v.data) is not float]
+        return np.result_type(*dtypes).type(data) if dtypes else float(data)
+    if isinstance(data, np.floating):
+        return data
+    if isinstance(data, (int, float, np.integer, np.bool_)):
+        try:
+            return float(data)
+        except OverflowError:
+            raise ValueError(f"data must fit a float64, got an int of {data.bit_length()} bits") from None
+    if isinstance(data, Value):
+        raise TypeError("data must be a number or an array, got a Value")
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        raise ValueError(f"data must be a number or an array, got a {type(data).__name__} with rows unlike") from None
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    if array.dtype.kind != "f" or isinstance(data, np.ma.MaskedArray):
+        raise TypeError(f"data must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
+    return array
+
+
+def _operand(x, other=None):
+    """x if it is a Value, else x as a constant. Integers and booleans meet other's dtype by NumPy's rules."""
+    if isinstance(x, Value):
+        return x
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biu" and other is not None:
+        x = x.astype(np.result_type(x.dtype, np.result_type(other.data)))
+    constant = Value(x)
+    constant.requires_grad = False
+    return constant
+
+
+def _as_labels(y):
+    labels = None if isinstance(y, Value) else np.asarray(y)
+    if labels is None or labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {type(y).__name__}")
+    return labels
+
+
+def _integer(name, value, minimum):
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def _real(name, value):
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float64, got an int of {value.bit_length()} bits") from None
+
+
+def _axes(axis, ndim):
+    """axis, an integer, a tuple of them or None for all, as a tuple of integers from 0 to ndim - 1."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    axes = [_integer("axis", a, -ndim) for a in axes]
+    if any(a >= ndim for a in axes) or len({a % ndim for a in axes}) < len(axes):
+        raise ValueError(f"axis must name different axes out of {ndim}, got {axis}")
+    return tuple(a % ndim for a in axes)
