@@ -29,6 +29,8 @@ import numpy as np
 # one large block, never touched, raises malloc's thresholds for good. Elsewhere it is harmless.
 np.empty(31 << 20, np.uint8)
 
+Operand = Union["Value", np.ndarray, float]  # wherever a Value can be given: numbers and arrays are constants
+
 
 class Value:
     """A number or an array of real numbers, and how it was computed.
@@ -39,8 +41,8 @@ class Value:
     requires_grad  False for a constant, and for what was computed from constants or under `no_grad`.
     label          a name, for `draw_graph`.
 
-    An operation of your own passes its operands as `_children`, its name as `_op`, and a `_backward` that is called
-    with the gradient of the result and returns the gradient of each operand, in a tuple if there are several.
+    An operation of your own passes its operands as `_children`, its name as `_op`, and as `_backward` a function that
+    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand.
 
     Raises TypeError for data that are no real numbers, ValueError for ragged lists and ints too large for a float.
     """
@@ -67,16 +69,19 @@ class Value:
         self._op = _op
         self._backward = _backward
         if _children:
-            for child in _children:
-                if child.requires_grad and _recording:
-                    break
-            else:  # nothing to differentiate: let go of the operands, and of the arrays that the closure holds
-                self._prev, self._backward, self.requires_grad = (), None, False
+            try:
+                for child in _children:
+                    if child.requires_grad and _recording:
+                        break
+                else:  # nothing to differentiate: let go of the operands, and of the arrays that the closure holds
+                    self._prev, self._backward, self.requires_grad = (), None, False
+            except (AttributeError, TypeError):
+                raise TypeError("_children must be a tuple of Values") from None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of data; () for a number."""
-        return np.shape(self.data)
+        return () if type(self.data) is float else self.data.shape
 
     @property
     def grad(self) -> np.ndarray | float:
@@ -104,8 +109,8 @@ class Value:
         raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
-    # What broadcasting did to an operand is undone in backward_all, in one place for all operations. A constant gets
-    # the gradient None: it is not computed.
+    # What broadcasting did to an operand is undone in add_grad, in one place for all operations. A constant ignores its
+    # gradient; where that gradient costs something it is not even computed.
 
     def __add__(self, other: Operand) -> Value:
         if type(other) is not Value:
@@ -233,15 +238,16 @@ class Value:
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The sum over all elements, or over the given axes, which keepdims leaves in place with length 1.
 
-        Raises TypeError for axes that are no integers, ValueError for an axis that data do not have.
+        Raises TypeError for axes that are no integers or a keepdims that is no boolean, ValueError for an axis that data
+        do not have.
         """
-        shape = self.shape
+        shape, keepdims = self.shape, _boolean("keepdims", keepdims)
         axes = _axes(axis, len(shape))
 
         def _backward(grad):  # each element counts once: its gradient is the sum's
             self.add_grad(np.broadcast_to(grad if keepdims else np.expand_dims(grad, axes), shape))
 
-        return Value(np.sum(self.data, axis=axes, keepdims=bool(keepdims)), (self,), "sum", _backward)
+        return Value(np.sum(self.data, axis=axes, keepdims=keepdims), (self,), "sum", _backward)
 
     def reshape(self, *shape: int) -> Value:
         """The same elements in another shape, given as integers or as one tuple; one of them may be -1.
@@ -253,7 +259,7 @@ class Value:
         shape = tuple(_integer("a size in reshape", n, -1) for n in shape)
         try:
             out = np.reshape(self.data, shape)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(f"cannot reshape {self.shape} to {shape}") from None
 
         def _backward(grad):
@@ -292,15 +298,18 @@ class Value:
         """Compute d(self)/d(v) for every Value v that self was computed from.
 
         The gradients of leaves add up over several calls, until they are set to zero; those of the Values in between
-        start afresh. They are assigned at the end: if anything is raised on the way, nothing has changed.
+        start afresh. They are assigned at the end: if anything is raised on the way, no gradient has changed.
 
-        Raises ValueError if no graph was recorded, or if a `_backward` does not return a gradient that fits.
+        Raises ValueError if no graph was recorded, or if a `_backward` is missing or computes a gradient that does not
+        fit.
         """
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)
         for node in order:
             node._pending = None
+            if node._backward is None and node._prev:
+                raise ValueError(f"a Value of shape {node.shape} was made with _children but without a _backward")
         self._pending = 1.0 if type(self.data) is float else np.ones_like(self.data)
         for node in reversed(order):
             if node._prev and node._pending is not None:
@@ -312,7 +321,7 @@ class Value:
             elif type(grad) is float:
                 node._grad = grad if node._grad is None else node._grad + grad
             elif grad is not None:
-                total = np.array(grad)  # a copy: a leaf's gradient is its own
+                total = np.array(grad, node.data.dtype)  # a copy: a leaf's gradient is its own
                 if node._grad is not None:
                     total += node._grad
                 node._grad = total
@@ -341,7 +350,11 @@ def topological_order(root: Value) -> list[Value]:
     such additions 2^n times. Backwards in this order every Value is visited once, after all of its uses.
 
     The stack is a list, not Python's own, which a graph of a thousand operations in a row would overflow.
+
+    Raises TypeError for a root that is no Value.
     """
+    if not isinstance(root, Value):
+        raise TypeError(f"a graph leads to a Value, got {type(root).__name__}")
     order, visited, stack = [], set(), [root]
     while stack:
         node = stack.pop()
@@ -360,22 +373,23 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     Broadcasting copies an element to several places, so its gradient is the sum of the gradients of these places.
     Raises ValueError if shape does not broadcast to grad's shape.
     """
-    if np.shape(grad) == shape:
+    if grad.shape == shape:
         return grad
-    added = np.ndim(grad) - len(shape)
+    added = grad.ndim - len(shape)
     if added >= 0:
         stretched = tuple(added + i for i, n in enumerate(shape) if n == 1)
-        total = np.sum(grad, axis=tuple(range(added)) + stretched, keepdims=True)
+        total = grad.sum(axis=tuple(range(added)) + stretched, keepdims=True)
         if total.shape[added:] == shape:
             return total.reshape(shape)
-    raise ValueError(f"a gradient of shape {np.shape(grad)} does not fit an operand of shape {shape}")
+    raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
 def _like(grad, data):
     """grad with the shape and dtype of data."""
+    grad = np.asarray(grad)
     if type(data) is float:
         return float(unbroadcast(grad, ()))
-    return np.asarray(unbroadcast(grad, data.shape), data.dtype)
+    return unbroadcast(grad, data.shape).astype(data.dtype, copy=False)
 
 
 _recording = True
@@ -406,7 +420,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
-    (axis,) = _axes(axis, len(shapes[0]) + 1)
+    (axis,) = _axes((axis,), len(shapes[0]) + 1)
 
     def _backward(grad):
         for value, part in zip(values, np.moveaxis(grad, axis, 0)):
@@ -441,56 +455,59 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
+    s = min(s, max(H, W) + 2 * p)  # a longer stride gives the same, one output pixel
     children = (x, w) if b is None else (x, w, b)
     dtype = np.result_type(*(v.data for v in children))
     kernel = w.data.reshape(O, C * kh * kw).astype(dtype, copy=False)
 
-    # Rows and columns of the image are sorted by their remainder modulo the stride: what a kernel cell sees then lies
-    # side by side in memory, for every stride.
+    # Rows and columns of the image are sorted by their remainder modulo the stride, so that what a kernel cell sees lies
+    # side by side in memory for every stride.
     Hs, Ws = -(-(H + 2 * p) // s), -(-(W + 2 * p) // s)
     padded = np.zeros((C, Hs * s, Ws * s, N), dtype)
     padded[:, p : p + H, p : p + W] = x.data.transpose(1, 2, 3, 0)
-    phases = np.ascontiguousarray(padded.reshape(C, Hs, s, Ws, s, N).transpose(0, 2, 4, 1, 3, 5))  # (C, s, s, Hs, Ws, N)
+    image = np.ascontiguousarray(padded.reshape(C, Hs, s, Ws, s, N).transpose(0, 2, 4, 1, 3, 5))  # (C, s, s, Hs, Ws, N)
 
-    def cells(image):
-        """What each kernel cell (i, j) sees: kh * kw views of shape (C, oh, ow, N)."""
+    def cells(image, top, end):
+        """What each kernel cell sees in output rows top ... end - 1: kh * kw views of shape (C, end - top, ow, N)."""
         return [
-            image[:, i % s, j % s, i // s : i // s + oh, j // s : j // s + ow] for i in range(kh) for j in range(kw)
+            image[:, i % s, j % s, i // s + top : i // s + end, j // s : j // s + ow]
+            for i in range(kh)
+            for j in range(kw)
         ]
 
     @functools.lru_cache(1)  # the last block of the forward pass is the first one of the backward pass
-    def columns(start, stop):
-        matrix = np.empty((C, kh * kw, stop - start, ow, N), dtype)
-        for k, cell in enumerate(cells(phases)):
-            matrix[:, k] = cell[:, start:stop]
-        return matrix.reshape(kernel.shape[1], -1)  # (C*kh*kw, rows*ow*N)
+    def columns(top, end):
+        matrix = np.empty((C, kh * kw, end - top, ow, N), dtype)
+        for k, cell in enumerate(cells(image, top, end)):
+            matrix[:, k] = cell
+        return matrix.reshape(C * kh * kw, -1)
 
-    step = max(1, BLOCK_BYTES // max(1, kernel.shape[1] * ow * N * dtype.itemsize))
-    blocks = [(y, min(y + step, oh)) for y in range(0, oh, step)]  # of output rows
+    # A block of output rows at a time, whose columns stay in the cache.
+    rows = max(1, BLOCK_BYTES // max(1, C * kh * kw * ow * N * dtype.itemsize))
+    blocks = [(top, min(top + rows, oh)) for top in range(0, oh, rows)]
 
     out = np.empty((O, oh, ow, N), dtype)
-    for start, stop in blocks:
-        np.matmul(kernel, columns(start, stop), out=out[:, start:stop].reshape(O, -1))
+    for top, end in blocks:
+        np.matmul(kernel, columns(top, end), out=out[:, top:end].reshape(O, -1))  # (O, C*kh*kw) @ (C*kh*kw, rows*ow*N)
     if b is not None:
         out += b.data[:, None, None, None]
 
     def _backward(grad):
         grad = _batch_last(grad)  # (O, oh, ow, N)
-        dkernel = np.zeros_like(kernel) if w.requires_grad else None
-        dphases = np.zeros_like(phases) if x.requires_grad else None
-        for start, stop in reversed(blocks):
-            g = grad[:, start:stop].reshape(O, -1)  # (O, rows*ow*N)
+        dkernel, dimage = np.zeros_like(kernel), np.zeros_like(image)
+        for top, end in reversed(blocks):
+            dout = grad[:, top:end].reshape(O, -1)  # (O, rows*ow*N)
             if w.requires_grad:
-                dkernel += g @ columns(start, stop).T
+                dkernel += dout @ columns(top, end).T
             if x.requires_grad:
-                dcolumns = (kernel.T @ g).reshape(C, kh * kw, -1, ow, N)
-                for k, cell in enumerate(cells(dphases)):
-                    cell[:, start:stop] += dcolumns[:, k]
-        if x.requires_grad:
-            dpadded = dphases.transpose(0, 3, 1, 4, 2, 5).reshape(padded.shape)
-            x.add_grad(dpadded[:, p : p + H, p : p + W].transpose(3, 0, 1, 2))
+                dcolumns = (kernel.T @ dout).reshape(C, kh * kw, end - top, ow, N)
+                for k, cell in enumerate(cells(dimage, top, end)):
+                    cell += dcolumns[:, k]
         if w.requires_grad:
             w.add_grad(dkernel.reshape(w.shape))
+        if x.requires_grad:
+            dpadded = dimage.transpose(0, 3, 1, 4, 2, 5).reshape(padded.shape)
+            x.add_grad(dpadded[:, p : p + H, p : p + W].transpose(3, 0, 1, 2))
         if b is not None:
             b.add_grad(grad.sum(axis=(1, 2, 3)))
 
@@ -571,7 +588,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
         dx[picked] -= 1
         x.add_grad(dx * (grad / n))
 
-    return Value(-log_softmax[picked].mean(), (x,), "cross_entropy", _backward)
+    return Value(log_softmax[picked].sum() / -n, (x,), "cross_entropy", _backward)
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
@@ -674,6 +691,9 @@ class MLP(Layer):
         self.layers = [LinearLayer(n, m) for n, m in zip(sizes, sizes[1:])]
 
     def forward(self, x: Operand) -> Value:
+        x = _operand(x)
+        if len(x.shape) > 2:
+            raise ValueError(f"MLP takes x (N, {self.layers[0].weight.shape[0]}) or one sample, got shape {x.shape}")
         *hidden, last = self.layers
         for layer in hidden:
             x = layer(x).tanh()
@@ -691,7 +711,8 @@ class Conv2dLayer(Layer):
     """conv2d with a weight (out_channel, in_channel, kernel_size, kernel_size) and a bias (out_channel,) or None:
     x (N, in_channel, H, W) to (N, out_channel, oh, ow).
 
-    Raises what `conv2d` raises, ValueError for a size below 1, TypeError for a size that is no integer.
+    Raises what `conv2d` raises, ValueError for a size below 1, TypeError for a size that is no integer and for a bias
+    that is no boolean.
     """
 
     def __init__(
@@ -701,7 +722,7 @@ class Conv2dLayer(Layer):
         k = _integer("kernel_size", kernel_size, 1)
         self.stride, self.padding = _integer("stride", stride, 1), _integer("padding", padding, 0)
         self.weight = _uniform(c * k * k, (o, c, k, k))
-        self.bias = _uniform(c * k * k, o) if bias else None
+        self.bias = _uniform(c * k * k, o) if _boolean("bias", bias) else None
 
     def forward(self, x: Operand) -> Value:
         x = _operand(x)
@@ -731,7 +752,7 @@ class Optimizer:
             if not isinstance(p, Value):
                 raise TypeError(f"parameters must be a list of Values, got a list with {type(p).__name__}")
             if p._prev or not p.requires_grad:
-                raise ValueError(f"parameters must be Values that you made, got the result of {p._op!r}")
+                raise ValueError(f"parameters must be leaves that require a gradient, got the result of {p._op!r}")
         if not self.parameters:
             raise ValueError("parameters must be a list of Values, got none")
         if len(set(self.parameters)) < len(self.parameters):
@@ -750,9 +771,9 @@ class Optimizer:
         lr = _real("lr", lr)
         if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
-        for p in self.parameters:
-            if p._grad is not None:
-                p.data = _like(p.data - lr * p._grad, p.data)
+        updated = [p.data - lr * p.grad for p in self.parameters]
+        for p, data in zip(self.parameters, updated):
+            p.data = _like(data, p.data)
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -762,14 +783,16 @@ def draw_graph(value: Value) -> str:
     """The graph that computed value, as Graphviz DOT text: `dot -Tsvg` makes it a picture.
 
     Each Value is a box with its label, operation, shape, and, up to nine elements, its data and gradient; arrows lead
-    from operands to results. The same graph gives the same text. Raises TypeError for anything but a Value.
+    from operands to results. The same graph gives the same text.
+
+    Raises TypeError for anything but a Value, and for a label that is no str.
     """
-    if not isinstance(value, Value):
-        raise TypeError(f"draw_graph takes a Value, got {type(value).__name__}")
     order = topological_order(value)
     name = {node: f"n{i}" for i, node in enumerate(order)}
     lines = ["digraph {", "  rankdir=LR", "  node [shape=record]"]
     for node in order:
+        if not isinstance(node.label, str):
+            raise TypeError(f"a label must be a str, got {type(node.label).__name__}")
         fields = [node.label, node._op if node.requires_grad else "constant"]
         if node.shape:
             fields.append(f"shape {node.shape}")
@@ -784,7 +807,7 @@ def draw_graph(value: Value) -> str:
 
 
 def _short(data):
-    return np.array2string(np.asarray(data), precision=4, separator=", ")
+    return np.array2string(data, precision=4, separator=", ") if np.ndim(data) else f"{data:.4g}"
 
 
 def _escaped(text):
@@ -793,8 +816,6 @@ def _escaped(text):
 
 
 # ---- Checks ---------------------------------------------------------------------------------------------------------
-
-Operand = Union[Value, np.ndarray, float]  # numbers and arrays are constants
 
 
 def _as_data(data, operands=()):
@@ -818,7 +839,7 @@ def _as_data(data, operands=()):
     try:
         array = np.asarray(data)
     except ValueError:
-        raise ValueError(f"data must be a number or an array, got a {type(data).__name__} with rows unlike") from None
+        raise ValueError(f"data must be a number or an array, got a ragged {type(data).__name__}") from None
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     if array.dtype.kind != "f" or isinstance(data, np.ma.MaskedArray):
@@ -838,18 +859,27 @@ def _operand(x, other=None):
 
 
 def _as_labels(y):
-    labels = None if isinstance(y, Value) else np.asarray(y)
-    if labels is None or labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers, got {type(y).__name__}")
+    try:
+        labels = np.asarray(y.data if isinstance(y, Value) else y)
+    except ValueError:
+        raise ValueError(f"labels must have the shape (N,), got a ragged {type(y).__name__}") from None
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {type(y).__name__} of dtype {labels.dtype}")
     return labels
 
 
 def _integer(name, value, minimum):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def _boolean(name, value):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def _real(name, value):
