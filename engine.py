@@ -114,7 +114,7 @@ class Value:
 
     def __add__(self, other: Operand) -> Value:
         if type(other) is not Value:
-            other = _operand(other, self)
+            other = as_value(other, like=self)
 
         def _backward(grad):
             self.add_grad(grad)
@@ -124,7 +124,7 @@ class Value:
 
     def __sub__(self, other: Operand) -> Value:
         if type(other) is not Value:
-            other = _operand(other, self)
+            other = as_value(other, like=self)
 
         def _backward(grad):
             self.add_grad(grad)
@@ -135,7 +135,7 @@ class Value:
 
     def __mul__(self, other: Operand) -> Value:
         if type(other) is not Value:
-            other = _operand(other, self)
+            other = as_value(other, like=self)
         a, b = self.data, other.data
 
         def _backward(grad):  # d(ab) = b da + a db
@@ -148,7 +148,7 @@ class Value:
 
     def __truediv__(self, other: Operand) -> Value:
         if type(other) is not Value:
-            other = _operand(other, self)
+            other = as_value(other, like=self)
         b = other.data
         out = np.true_divide(self.data, b)  # by 0 this is inf or nan, for Python's numbers too
 
@@ -176,7 +176,7 @@ class Value:
         Raises ValueError for a scalar operand, and for shapes that do not fit.
         """
         if type(other) is not Value:
-            other = _operand(other, self)
+            other = as_value(other, like=self)
         a, b = self.data, other.data
         try:
             out = np.matmul(a, b)
@@ -281,13 +281,13 @@ class Value:
     __rmul__ = __mul__
 
     def __rsub__(self, other: Operand) -> Value:
-        return _operand(other, self) - self
+        return as_value(other, like=self) - self
 
     def __rtruediv__(self, other: Operand) -> Value:
-        return _operand(other, self) / self
+        return as_value(other, like=self) / self
 
     def __rmatmul__(self, other: Operand) -> Value:
-        return _operand(other, self) @ self
+        return as_value(other, like=self) @ self
 
     def __rpow__(self, other: Operand):
         raise TypeError("the exponent of ** must be a real number, got a Value")
@@ -416,7 +416,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     """
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"stack takes a list or tuple of Values, got {type(values).__name__}")
-    values = tuple(_operand(v) for v in values)
+    values = tuple(as_value(v, "values") for v in values)
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
@@ -426,7 +426,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
         for value, part in zip(values, np.moveaxis(grad, axis, 0)):
             value.add_grad(part)
 
-    return Value(np.stack([v.data for v in values], axis), values, "stack", _backward)
+    return Value(np.stack([v.data for v in values], axis, dtype=_result_dtype(values)), values, "stack", _backward)
 
 
 BLOCK_BYTES = 4 << 20  # of columns that conv2d holds at a time; more leave the cache
@@ -447,7 +447,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     Raises ValueError for shapes that do not fit, a kernel larger than the padded image, a stride below 1 or a padding
     below 0; TypeError for a stride or padding that is no integer.
     """
-    x, w, b = _operand(x), _operand(w), None if b is None else _operand(b)
+    x, w, b = as_value(x, "x"), as_value(w, "w"), None if b is None else as_value(b, "b")
     if len(x.shape) != 4 or len(w.shape) != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
         raise ValueError(f"conv2d takes x (N, C, H, W) and w (O, C, kh, kw), got shapes {x.shape} and {w.shape}")
     if b is not None and b.shape != w.shape[:1]:
@@ -457,7 +457,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     s = min(s, max(H, W) + 2 * p)  # a longer stride gives the same, one output pixel
     children = (x, w) if b is None else (x, w, b)
-    dtype = np.result_type(*(v.data for v in children))
+    dtype = _result_dtype(children)
     kernel = w.data.reshape(O, C * kh * kw).astype(dtype, copy=False)
 
     # Rows and columns of the image are sorted by their remainder modulo the stride, so that what a kernel cell sees lies
@@ -523,7 +523,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     Raises ValueError unless x has four axes and is at least one window large, or for a stride below 1; TypeError for a
     stride that is no integer.
     """
-    x, s = _operand(x), _integer("stride", stride, 1)
+    x, s = as_value(x, "x"), _integer("stride", stride, 1)
     if len(x.shape) != 4:
         raise ValueError(f"max_pooling takes x (N, C, H, W), got shape {x.shape}")
     oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
@@ -571,7 +571,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     Raises ValueError for other shapes, an empty batch or labels outside 0 ... classes - 1; TypeError for labels that
     are no integers.
     """
-    x = _operand(x)
+    x = as_value(x, "x")
     if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"cross_entropy takes logits x (N, classes), not empty, got shape {x.shape}")
     (n, classes), y = x.shape, _as_labels(y)
@@ -629,7 +629,7 @@ def _cast(parameter, dtype):
 
 
 def _layer_input(layer, x, features):
-    x = _operand(x)
+    x = as_value(x, "x")
     if x.shape[-1:] != (features,):
         raise ValueError(f"{layer} takes x of shape (..., {features}), got {x.shape}")
     return x
@@ -687,11 +687,11 @@ class MLP(Layer):
             raise TypeError(f"layer_num must be a list of sizes, got {type(layer_num).__name__}")
         if not layer_num:
             raise ValueError("layer_num must have one size for each layer, got none")
-        sizes = [input_num, *layer_num]
+        sizes = [_integer("input_num", input_num, 1), *(_integer("a size in layer_num", n, 1) for n in layer_num)]
         self.layers = [LinearLayer(n, m) for n, m in zip(sizes, sizes[1:])]
 
     def forward(self, x: Operand) -> Value:
-        x = _operand(x)
+        x = as_value(x, "x")
         if len(x.shape) > 2:
             raise ValueError(f"MLP takes x (N, {self.layers[0].weight.shape[0]}) or one sample, got shape {x.shape}")
         *hidden, last = self.layers
@@ -719,14 +719,14 @@ class Conv2dLayer(Layer):
         self, in_channel: int, out_channel: int, kernel_size: int, bias: bool = True, stride: int = 1, padding: int = 0
     ):
         c, o = _integer("in_channel", in_channel, 1), _integer("out_channel", out_channel, 1)
-        k = _integer("kernel_size", kernel_size, 1)
+        k, bias = _integer("kernel_size", kernel_size, 1), _boolean("bias", bias)
         self.stride, self.padding = _integer("stride", stride, 1), _integer("padding", padding, 0)
         self.weight = _uniform(c * k * k, (o, c, k, k))
-        self.bias = _uniform(c * k * k, o) if _boolean("bias", bias) else None
+        self.bias = _uniform(c * k * k, o) if bias else None
 
     def forward(self, x: Operand) -> Value:
-        x = _operand(x)
-        dtype = np.result_type(x.data)
+        x = as_value(x, "x")
+        dtype = _result_dtype([x])
         return conv2d(x, _cast(self.weight, dtype), _cast(self.bias, dtype), self.stride, self.padding)
 
     def __repr__(self) -> str:
@@ -818,44 +818,50 @@ def _escaped(text):
 # ---- Checks ---------------------------------------------------------------------------------------------------------
 
 
-def _as_data(data, operands=()):
+def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
+    """x if it is a Value, else x as a constant: a Value that gets no gradient.
+
+    Integer and boolean arrays become floats; of which kind, NumPy's rules for them and the dtype of `like` decide.
+    Raises TypeError and ValueError as Value does, with this name for x.
+    """
+    if isinstance(x, Value):
+        return x
+    if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
+        x = x.astype(np.result_type(x.dtype, _result_dtype([like])))
+    constant = Value(x if type(x) is float else _as_data(x, name=name))
+    constant.requires_grad = False
+    return constant
+
+
+def _as_data(data, operands=(), name="data"):
     """What a Value holds: a float, a NumPy float or an array of floats. operands: what it was computed from, if any."""
     if type(data) is np.ndarray and data.dtype.kind == "f":
         return data
-    if type(data) is np.float64 and operands:
-        # Python's numbers don't decide a result's dtype. (NumPy answers them with a float64, and 1.26 lets them turn a
-        # float32 without axes into one.)
-        dtypes = [v.data.dtype for v in operands if type(v.data) is not float]
-        return np.result_type(*dtypes).type(data) if dtypes else float(data)
+    if type(data) is np.float64 and operands:  # NumPy's answer to Python's numbers too
+        return float(data) if all(type(v.data) is float for v in operands) else _result_dtype(operands).type(data)
     if isinstance(data, np.floating):
         return data
     if isinstance(data, (int, float, np.integer, np.bool_)):
         try:
             return float(data)
         except OverflowError:
-            raise ValueError(f"data must fit a float64, got an int of {data.bit_length()} bits") from None
+            raise ValueError(f"{name} must fit a float64, got an int of {data.bit_length()} bits") from None
     if isinstance(data, Value):
-        raise TypeError("data must be a number or an array, got a Value")
+        raise TypeError(f"{name} must be a number or an array, got a Value")
     try:
         array = np.asarray(data)
     except ValueError:
-        raise ValueError(f"data must be a number or an array, got a ragged {type(data).__name__}") from None
+        raise ValueError(f"{name} must be a number or an array, got a ragged {type(data).__name__}") from None
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     if array.dtype.kind != "f" or isinstance(data, np.ma.MaskedArray):
-        raise TypeError(f"data must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
+        raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
     return array
 
 
-def _operand(x, other=None):
-    """x if it is a Value, else x as a constant. Integers and booleans meet other's dtype by NumPy's rules."""
-    if isinstance(x, Value):
-        return x
-    if isinstance(x, np.ndarray) and x.dtype.kind in "biu" and other is not None:
-        x = x.astype(np.result_type(x.dtype, np.result_type(other.data)))
-    constant = Value(x)
-    constant.requires_grad = False
-    return constant
+def _result_dtype(operands):
+    """The dtype of a result, by NumPy's rules. Python's numbers don't count: in NumPy 1.26 they sometimes do."""
+    return np.result_type(*{v.data.dtype for v in operands if type(v.data) is not float} or {np.float64})
 
 
 def _as_labels(y):
