@@ -116,7 +116,7 @@ class Value:
         if type(other) is not Value:
             other = as_value(other, like=self)
 
-        def _backward(grad):
+        def _backward(grad):  # d(a + b) = da + db
             self.add_grad(grad)
             other.add_grad(grad)
 
@@ -126,7 +126,7 @@ class Value:
         if type(other) is not Value:
             other = as_value(other, like=self)
 
-        def _backward(grad):
+        def _backward(grad):  # d(a - b) = da - db
             self.add_grad(grad)
             if other.requires_grad:
                 other.add_grad(-grad)
@@ -138,7 +138,7 @@ class Value:
             other = as_value(other, like=self)
         a, b = self.data, other.data
 
-        def _backward(grad):  # d(ab) = b da + a db
+        def _backward(grad):  # d(a b) = b da + a db
             if self.requires_grad:
                 self.add_grad(grad * b)
             if other.requires_grad:
@@ -152,7 +152,7 @@ class Value:
         b = other.data
         out = np.true_divide(self.data, b)  # by 0 this is inf or nan, for Python's numbers too
 
-        def _backward(grad):  # d(a/b) = da/b - (a/b) db/b
+        def _backward(grad):  # d(a / b) = da / b - (a / b) db / b
             grad = np.true_divide(grad, b)
             self.add_grad(grad)
             if other.requires_grad:
@@ -165,7 +165,7 @@ class Value:
         n = _real("the exponent of **", exponent)
         x = np.asarray(self.data)  # NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
-        def _backward(grad):  # d(x^n) = n x^(n-1) dx; and 0 for n = 0, where x^-1 could be infinite
+        def _backward(grad):  # d(x^n) = n x^(n-1) dx; for n = 0 it is 0, also where x^-1 is infinite
             self.add_grad(grad * (n * x ** (n - 1)) if n else np.zeros_like(x))
 
         return Value(x**n, (self,), f"**{exponent}", _backward)
@@ -183,7 +183,7 @@ class Value:
         except ValueError:
             raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}") from None
 
-        def _backward(grad):  # d(AB) = dA B + A dB; a vector is a matrix of one row on the left, one column on the right
+        def _backward(grad):  # d(A B) = dA B + A dB; a vector is one row on the left, one column on the right
             A = a[None, :] if a.ndim == 1 else a  # (..., m, n)
             B = b[:, None] if b.ndim == 1 else b  # (..., n, p)
             grad = np.reshape(grad, out.shape[: out.ndim - (a.ndim > 1) - (b.ndim > 1)] + (A.shape[-2], B.shape[-1]))
@@ -199,7 +199,7 @@ class Value:
         """Elementwise hyperbolic tangent."""
         out = np.tanh(self.data)
 
-        def _backward(grad):
+        def _backward(grad):  # d tanh(x) = (1 - tanh(x)^2) dx
             self.add_grad(grad * (1 - out * out))
 
         return Value(out, (self,), "tanh", _backward)
@@ -212,7 +212,7 @@ class Value:
         else:
             out = np.maximum(x, np.zeros_like(x))  # two arrays: against the number 0 NumPy takes three times as long
 
-        def _backward(grad):
+        def _backward(grad):  # dx where x > 0
             self.add_grad(grad * (out > 0))
 
         return Value(out, (self,), "relu", _backward)
@@ -221,16 +221,16 @@ class Value:
         """Elementwise exponential."""
         out = np.exp(self.data)
 
-        def _backward(grad):
+        def _backward(grad):  # d exp(x) = exp(x) dx
             self.add_grad(grad * out)
 
         return Value(out, (self,), "exp", _backward)
 
     def log(self, eps: float = 1e-12) -> Value:
-        """Elementwise log(x + eps), whose gradient is 1 / (x + eps). Raises TypeError for an eps that is no number."""
+        """Elementwise log(x + eps), finite at x = 0. Raises TypeError for an eps that is no real number."""
         shifted = self.data + _real("eps", eps)
 
-        def _backward(grad):
+        def _backward(grad):  # d log(x + eps) = dx / (x + eps)
             self.add_grad(np.true_divide(grad, shifted))
 
         return Value(np.log(shifted), (self,), "log", _backward)
@@ -262,7 +262,7 @@ class Value:
         except (ValueError, OverflowError):
             raise ValueError(f"cannot reshape {self.shape} to {shape}") from None
 
-        def _backward(grad):
+        def _backward(grad):  # the same elements, back in their places
             self.add_grad(np.reshape(grad, self.shape))
 
         return Value(out, (self,), "reshape", _backward)
@@ -307,11 +307,11 @@ class Value:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)
         for node in order:
-            node._pending = None
+            node._pending = None  # what add_grad adds up
             if node._backward is None and node._prev:
                 raise ValueError(f"a Value of shape {node.shape} was made with _children but without a _backward")
         self._pending = 1.0 if type(self.data) is float else np.ones_like(self.data)
-        for node in reversed(order):
+        for node in reversed(order):  # each Value after all of its uses
             if node._prev and node._pending is not None:
                 node._backward(node._pending)
         for node in order:
@@ -358,7 +358,7 @@ def topological_order(root: Value) -> list[Value]:
     order, visited, stack = [], set(), [root]
     while stack:
         node = stack.pop()
-        if node is None:  # all operands of the Value below are in order
+        if node is None:  # then all operands of the Value below it are in order
             order.append(stack.pop())
         elif node not in visited:
             visited.add(node)
@@ -397,7 +397,10 @@ _recording = True
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Inside `with no_grad():` no graph is recorded: results are constants, and operands are free to go at once."""
+    """Inside `with no_grad():` no graph is recorded: results are constants, and keep no operand alive.
+
+    It holds for the whole process: other threads should not record graphs meanwhile.
+    """
     global _recording
     before, _recording = _recording, False
     try:
@@ -529,7 +532,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
 
     def cells(image):
-        """Each of the s * s cells of all windows: views of shape (C, oh, ow, N)."""
+        """The s * s cells of every window, in row-major order: views of shape (C, oh, ow, N)."""
         return [image[:, i : oh * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
 
     image = _batch_last(x.data)
