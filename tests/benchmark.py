@@ -33,17 +33,17 @@ PARTS = {"step": "torch", "conv": "torch", "scalar": "micrograd", "load": None}
 
 
 def median_ms(f, seconds):
-    """The median time of f() in milliseconds, over at least 5 calls, after two that are not counted."""
-    f(), f()
+    """The median time of f() in milliseconds, over at least 3 calls, after one that is not counted."""
+    f()
     times, end = [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
+    while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         f()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times)
 
 
-# ---- What is measured, in a child process: each function yields milliseconds ------------------------------------------
+# ---- What is measured, in a child process: each function yields milliseconds -----------------------------------------
 
 
 def step_engine(batches):
@@ -61,7 +61,7 @@ def step_engine(batches):
             cross_entropy(model(x), y).backward_all()
             optimizer.update(lr=0.01)
 
-        yield median_ms(step, 1)
+        yield median_ms(step, 0.5)
 
 
 def step_torch(batches):
@@ -82,7 +82,7 @@ def step_torch(batches):
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
 
-        yield median_ms(step, 1)
+        yield median_ms(step, 0.5)
 
 
 def conv_engine():
@@ -92,7 +92,7 @@ def conv_engine():
     for c, o, size, k, s in SHAPES:
         x = np.random.randn(8, c, size, size).astype(np.float32)
         w = np.random.randn(o, c, k, k).astype(np.float32)
-        yield median_ms(lambda: conv2d(Value(x), Value(w), None, s, k // 2).backward_all(), 0.1)
+        yield median_ms(lambda: conv2d(Value(x), Value(w), None, s, k // 2).backward_all(), 0.04)
 
 
 def conv_torch():
@@ -106,7 +106,7 @@ def conv_torch():
             y = torch.nn.functional.conv2d(*leaves, None, s, k // 2)
             y.backward(torch.ones_like(y))
 
-        yield median_ms(run, 0.1)
+        yield median_ms(run, 0.04)
 
 
 def scalar(Value, backward):
@@ -128,7 +128,7 @@ def scalar(Value, backward):
             loss = loss + (x[0] - y) ** 2
         backward(loss)
 
-    yield median_ms(run, 2)
+    yield median_ms(run, 1)
 
 
 def scalar_engine():
@@ -151,7 +151,7 @@ def load_engine():
     yield 1000 * (time.perf_counter() - start)
 
 
-# ---- Taking turns, and the tables -------------------------------------------------------------------------------------
+# ---- Taking turns, and the tables ------------------------------------------------------------------------------------
 
 
 def child(name, *batches, threads=None):
@@ -206,14 +206,16 @@ def main():
         row("batch 64, one thread each", *next(compare("step", args.rounds, 64, threads=1)))
     if "conv" in parts:
         head("conv2d and both gradients", "conv")
-        ratios = []
+        ratios = {}
         for (c, o, size, k, s), times in zip(SHAPES, compare("conv", args.rounds)):
-            row(f"{c:2} to {o:2}, {size:3} pixels, {k} x {k}, stride {s}", *times)
-            ratios.append(times[-1])
-        if None not in ratios:
-            above = sum(ratio > 2.5 for ratio in ratios)
-            print(f"geometric mean of the ratios {statistics.geometric_mean(ratios):.2f}, largest {max(ratios):.2f}, "
-                  f"{above} of {len(ratios)} above 2.5")  # fmt: skip
+            name = f"{c:2} to {o:2}, {size:3} pixels, {k} x {k}, stride {s}"
+            row(name, *times)
+            ratios[name] = times[-1]
+        if None not in ratios.values():
+            worst = max(ratios, key=ratios.get)
+            above = sum(ratio > 2.5 for ratio in ratios.values())
+            print(f"geometric mean of the ratios {statistics.geometric_mean(ratios.values()):.2f}, "
+                  f"{above} of {len(ratios)} above 2.5, worst {ratios[worst]:.2f}: {worst.strip()}")  # fmt: skip
     if "scalar" in parts:
         head("scalar MLP, forward and backward", "scalar")
         row("3-16-16-1, four samples", *next(compare("scalar", args.rounds)))
