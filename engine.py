@@ -25,9 +25,9 @@ from typing import Union
 
 import numpy as np
 
-# Linux's malloc hands large arrays back to the kernel when they are freed, and the next ones are faulted in page by page:
-# a training step of the CNN takes 2.5 (batch 16) to 3.8 times as long (batch 64). Freeing one block of almost 32 MiB,
-# which is never touched, raises the size from which malloc does so, for good. Elsewhere it changes nothing.
+# Linux's malloc hands large arrays back to the kernel when they are freed, and the next ones are faulted in page by
+# page: a training step of the CNN takes 2.5 (batch 16) to 3.8 times as long (batch 64). Freeing one block of almost
+# 32 MiB, never touched, raises the size from which malloc does so, for good. Elsewhere it changes nothing.
 np.empty(31 << 20, np.uint8)
 
 Operand = Union["Value", np.ndarray, float]  # wherever a Value can be given: numbers and arrays are constants
@@ -239,8 +239,8 @@ class Value:
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The sum over all elements, or over the given axes, which keepdims leaves in place with length 1.
 
-        Raises TypeError for axes that are no integers or a keepdims that is no boolean, ValueError for an axis that data
-        do not have.
+        Raises TypeError for axes that are no integers or a keepdims that is no boolean, ValueError for an axis that
+        data do not have.
         """
         shape, keepdims = self.shape, _boolean("keepdims", keepdims)
         axes = _axes(axis, len(shape))
@@ -444,9 +444,9 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
         out[n, o, y, x] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, y * stride + i, x * stride + j]
 
-    What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns ("im2col",
-    Chellapilla et al. 2006), and the sum is w @ columns. Its gradients are those of a matrix product, and the gradient
-    of the columns is added back to where they came from.
+    What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns
+    ("im2col", Chellapilla et al. 2006), and the sum is w @ columns. Its gradients are those of a matrix product, and
+    the gradient of the columns is added back to where they came from.
 
     Raises ValueError for shapes that do not fit, a kernel larger than the padded image, a stride below 1 or a padding
     below 0; TypeError for a stride or padding that is no integer.
@@ -464,8 +464,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     dtype = _result_dtype(children)
     kernel = w.data.reshape(O, C * kh * kw).astype(dtype, copy=False)
 
-    # Rows and columns are sorted by their remainder modulo the stride, so that what a kernel cell sees lies side by side
-    # in memory for every stride. A stride of 2 takes 1.4 to 2 times as long without.
+    # Rows and columns are sorted by their remainder modulo the stride, so that what a kernel cell sees lies side by
+    # side in memory for every stride. A stride of 2 takes 1.4 to 2 times as long without.
     Hs, Ws = -(-(H + 2 * p) // s), -(-(W + 2 * p) // s)
     padded = np.zeros((C, Hs * s, Ws * s, N), dtype)
     padded[:, p : p + H, p : p + W] = x.data.transpose(1, 2, 3, 0)
@@ -479,7 +479,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for j in range(kw)
         ]
 
-    @functools.lru_cache(1)  # forward's last block is backward's first, and often the only one: 3 to 8 % of a CNN's step
+    @functools.lru_cache(1)  # forward's last block is backward's first, and often the only: 3 to 8 % of a CNN's step
     def columns(top, end):
         matrix = np.empty((C, kh * kw, end - top, ow, N), dtype)
         for k, cell in enumerate(cells(image, top, end)):
@@ -662,7 +662,7 @@ class Neuron(Layer):
 
 
 class LinearLayer(Layer):
-    """x @ weight + bias: x (..., input_num) to (..., output_num), with weight (input_num, output_num), bias (output_num,).
+    """x @ weight + bias: x (..., input_num) to (..., output_num); weight (input_num, output_num), bias (output_num,).
 
     Raises ValueError for a size below 1 or an x of another shape, TypeError for a size that is no integer.
     """
@@ -681,7 +681,7 @@ class LinearLayer(Layer):
 
 
 class MLP(Layer):
-    """Linear layers with tanh between them: x (N, input_num) or (input_num,) to (N, layer_num[-1]), N = 1 for the latter.
+    """Linear layers with tanh between them: x (N, input_num) to (N, layer_num[-1]), or (input_num,) to N = 1 row.
 
     layer_num is the list of output sizes, one for each layer.
 

@@ -326,8 +326,10 @@ def test_script_prints_the_data_the_model_the_settings_and_a_line_for_each_epoch
     assert (result.returncode, result.stderr) == (0, "")
     assert "300 training images and 100 test images" in result.stdout
     assert "4,266 parameters" in result.stdout and "conv2: Conv2dLayer(4, 8, 3" in result.stdout
-    assert f"epochs 3, batch size {script.BATCH_SIZE}, learning rate {script.LR:g} falling to 0, seed 7" in result.stdout
-    lines = re.findall(r"^epoch +(\d)/3 +loss (\d\.\d{4}) +test accuracy (\d+\.\d\d) % +\d+\.\d s$", result.stdout, re.M)
+    settings = f"batch size {script.BATCH_SIZE}, learning rate {script.LR:g} falling to 0, seed 7"
+    assert f"epochs 3, {settings}" in result.stdout
+    line = r"^epoch +(\d)/3 +loss (\d\.\d{4}) +test accuracy (\d+\.\d\d) % +\d+\.\d s$"
+    lines = re.findall(line, result.stdout, re.MULTILINE)
     assert [epoch for epoch, _, _ in lines] == ["1", "2", "3"]
     assert f"\ntest accuracy {lines[-1][2]} %" in result.stdout
     assert "\r" not in result.stdout and "\033" not in result.stdout  # a live line is for terminals
@@ -388,7 +390,7 @@ def interrupt(monkeypatch, step):
 
 
 @pytest.mark.parametrize("step", [1, 3, 12])
-def test_ctrl_c_ends_with_status_130_the_result_so_far_and_the_weights_saved(small, tmp_path, monkeypatch, capsys, step):
+def test_ctrl_c_ends_with_status_130_the_result_and_the_weights(small, tmp_path, monkeypatch, capsys, step):
     path = tmp_path / "weights.npz"
     interrupt(monkeypatch, step)
     assert main(["--data", str(small), "--epochs", "2", "--save", str(path)]) == 130
