@@ -759,7 +759,8 @@ class Optimizer:
             if not isinstance(p, Value):
                 raise TypeError(f"parameters must be a list of Values, got a list with {type(p).__name__}")
             if p._prev or not p.requires_grad:
-                raise ValueError(f"parameters must be leaves that require a gradient, got the result of {p._op!r}")
+                what = f"the result of {p._op!r}" if p._op else "a constant"
+                raise ValueError(f"parameters must be leaves that require a gradient, got {what}")
         if not self.parameters:
             raise ValueError("parameters must be a list of Values, got none")
         if len(set(self.parameters)) < len(self.parameters):
@@ -778,9 +779,9 @@ class Optimizer:
         lr = _real("lr", lr)
         if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
-        updated = [p.data - lr * p.grad for p in self.parameters]
+        updated = [_like(p.data - lr * p.grad, p.data) for p in self.parameters]
         for p, data in zip(self.parameters, updated):
-            p.data = _like(data, p.data)
+            p.data = data
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
