@@ -62,22 +62,24 @@ class Value:
         _backward: Callable | None = None,
         label: str = "",
     ):
-        self.data = data if type(data) is float else _as_data(data, _children)
+        requires_grad = not _children
+        try:
+            for child in _children:
+                if child.requires_grad and _recording:
+                    requires_grad = True
+        except (AttributeError, TypeError):
+            raise TypeError("_children must be a tuple of Values") from None
+        if type(data) is not float:
+            data = _as_data(data, _children)
+        if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
+            _children, _backward = (), None
+        self.data = data
         self.label = label
-        self.requires_grad = True
+        self.requires_grad = requires_grad
         self._grad = self._pending = None  # made when they are needed
         self._prev = _children
         self._op = _op
         self._backward = _backward
-        if _children:
-            try:
-                for child in _children:
-                    if child.requires_grad and _recording:
-                        break
-                else:  # nothing to differentiate: let go of the operands, and of the arrays that the closure holds
-                    self._prev, self._backward, self.requires_grad = (), None, False
-            except (AttributeError, TypeError):
-                raise TypeError("_children must be a tuple of Values") from None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,7 +98,7 @@ class Value:
 
     @grad.setter
     def grad(self, grad: np.ndarray | float):
-        grad = _as_data(grad)
+        grad = _as_data(grad, name="grad")
         try:
             grad = np.broadcast_to(grad, self.shape)
         except ValueError:
@@ -110,8 +112,8 @@ class Value:
         raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
-    # What broadcasting did to an operand is undone in add_grad, in one place for all operations. A constant ignores its
-    # gradient; where that gradient costs something it is not even computed.
+    # as_value makes a constant of a number or an array. A constant ignores its gradient, and where that gradient costs
+    # something it is not even computed. add_grad undoes what broadcasting did to an operand, for all operations.
 
     def __add__(self, other: Operand) -> Value:
         if type(other) is not Value:
@@ -479,7 +481,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for j in range(kw)
         ]
 
-    @functools.lru_cache(1)  # forward's last block is backward's first, and often the only: 3 to 8 % of a CNN's step
+    @functools.lru_cache(1)  # forward's last block is backward's first: 3 to 8 % of a CNN's step, up to batch 64
     def columns(top, end):
         matrix = np.empty((C, kh * kw, end - top, ow, N), dtype)
         for k, cell in enumerate(cells(image, top, end)):

@@ -676,3 +676,8 @@ def test_update_rejects_a_learning_rate_that_is(call, error, message):
 
 def test_update_rejects_no_learning_rate():
     check(lambda: Optimizer([Value(1.0)]).update(), TYPE, "lr")
+
+
+@pytest.mark.parametrize("children", [(5,), (Value(1.0), 5), (np.ones(2),), 5], ids=str)
+def test_children_that_are_no_values_are_named_when_the_value_is_made(children):
+    check(lambda: Value(np.float64(1.0), children, "op"), TYPE, "_children must be a tuple of Values")
