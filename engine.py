@@ -17,6 +17,7 @@ last Value to the first, which is the chain rule. Everything else is built on th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import numbers
@@ -25,10 +26,13 @@ from typing import Union
 
 import numpy as np
 
-# Linux's malloc hands large arrays back to the kernel when they are freed, and the next ones are faulted in page by
-# page: a training step of the CNN takes 2.5 (batch 16) to 3.8 times as long (batch 64). Freeing one block of almost
-# 32 MiB, never touched, raises the size from which malloc does so, for good. Elsewhere it changes nothing.
-np.empty(31 << 20, np.uint8)
+# glibc's malloc hands large arrays back to the kernel when they are freed, and the next ones are faulted in page by
+# page: a training step of the CNN takes 1.3 (batch 16) to 2.3 times as long (batch 256). So it is told to keep up to
+# 256 MiB (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, see man mallopt). Other systems have no mallopt to tell.
+with contextlib.suppress(AttributeError, OSError, TypeError):
+    _mallopt = ctypes.CDLL(None).mallopt
+    _mallopt(-3, 32 << 20)
+    _mallopt(-1, 256 << 20)
 
 Operand = Union["Value", np.ndarray, float]  # wherever a Value can be given: numbers and arrays are constants
 
@@ -435,11 +439,15 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(np.stack([v.data for v in values], axis, dtype=_result_dtype(values)), values, "stack", _backward)
 
 
-BLOCK_BYTES = 2 << 20  # of columns at a time: all of them would take kh * kw times the memory of x, and leave the cache
+# conv2d and max_pooling compute in blocks that stay in the cache.
+BLOCK_BYTES = 2 << 20
+# As many multiplications as OpenBLAS does, on CPUs with AVX-512, without rearranging the matrices first. With as few
+# channels as the CNN has, larger products take 1.5 (w @ columns) to 4 times as long (the gradient of w).
+SMALL_PRODUCT = 10**6
 
 
 def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, padding: int = 0) -> Value:
-    """2D convolution (cross-correlation, as in every framework), as one matrix product.
+    """2D convolution (cross-correlation, as in every framework), as matrix products.
 
     x (N, C, H, W), w (O, C, kh, kw), b (O,) or None; the result is (N, O, oh, ow), where
     oh = (H + 2 padding - kh) // stride + 1 and ow likewise. Rows and columns that do not fill a window are dropped.
@@ -447,8 +455,10 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
         out[n, o, y, x] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, y * stride + i, x * stride + j]
 
     What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns
-    ("im2col", Chellapilla et al. 2006), and the sum is w @ columns. Its gradients are those of a matrix product, and
-    the gradient of the columns is added back to where they came from.
+    ("im2col", Chellapilla et al. 2006), and the sum is w @ columns. The bias is one more cell, which always sees 1.
+    The gradients of w and b are those of this product. For the gradient of x, the output rows that an image row
+    contributed to are stacked; their product with the kernel has a row for each kernel column, which is added where
+    this kernel column looked.
 
     Raises ValueError for shapes that do not fit, a kernel larger than the padded image, a stride below 1 or a padding
     below 0; TypeError for a stride or padding that is no integer.
@@ -464,57 +474,75 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s = min(s, max(H, W) + 2 * p)  # a longer stride gives the same, one output pixel
     children = (x, w) if b is None else (x, w, b)
     dtype = _result_dtype(children)
-    kernel = w.data.reshape(O, C * kh * kw).astype(dtype, copy=False)
+    K = C * kh * kw + 1  # the cells of a kernel, and its bias
+    kernel = np.zeros((O, K), dtype)
+    kernel[:, :-1] = w.data.reshape(O, -1)
+    if b is not None:
+        kernel[:, -1] = b.data
 
-    # Rows and columns are sorted by their remainder modulo the stride, so that what a kernel cell sees lies side by
-    # side in memory for every stride. A stride of 2 takes 1.4 to 2 times as long without.
-    Hs, Ws = -(-(H + 2 * p) // s), -(-(W + 2 * p) // s)
-    padded = np.zeros((C, Hs * s, Ws * s, N), dtype)
+    # Each row's pixels are sorted by their remainder q modulo the stride: image[q] has columns q, q + s, q + 2 s, ...
+    # What a kernel cell sees then lies side by side in memory for every stride.
+    Hp, Ws = H + 2 * p, -(-(W + 2 * p) // s)
+    padded = np.zeros((C, Hp, Ws * s, N), dtype)
     padded[:, p : p + H, p : p + W] = x.data.transpose(1, 2, 3, 0)
-    image = np.ascontiguousarray(padded.reshape(C, Hs, s, Ws, s, N).transpose(0, 2, 4, 1, 3, 5))  # (C, s, s, Hs, Ws, N)
+    image = np.ascontiguousarray(padded.reshape(C, Hp, Ws, s, N).transpose(3, 0, 1, 2, 4))  # (s, C, Hp, Ws, N)
+    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in range(min(s, kw))]
 
-    def cells(image, top, end):
-        """What each kernel cell sees in output rows top ... end - 1: kh * kw views of shape (C, end - top, ow, N)."""
-        return [
-            image[:, i % s, j % s, i // s + top : i // s + end, j // s : j // s + ow]
-            for i in range(kh)
-            for j in range(kw)
-        ]
+    size = SMALL_PRODUCT // (O * K)  # of a block: columns of the matrix, which are pixels of all its images
+    if size < 2048:  # many channels: a block that small would take more calls than computing
+        size = BLOCK_BYTES // (K * dtype.itemsize)
+    images = _slices(0, N or 1, max(64, size // ow))  # fewer than 64 side by side would be slow to copy
 
-    @functools.lru_cache(1)  # forward's last block is backward's first: 3 to 8 % of a CNN's step, up to batch 64
-    def columns(top, end):
-        matrix = np.empty((C, kh * kw, end - top, ow, N), dtype)
-        for k, cell in enumerate(cells(image, top, end)):
-            matrix[:, k] = cell
-        return matrix.reshape(C * kh * kw, -1)
+    def blocks(top, end, width):
+        """The rows top ... end - 1 of this width, in blocks: slices of rows, and of images."""
+        return [(y, n) for y in _slices(top, end, size // (width * images[0].stop)) for n in images]
 
-    rows = max(1, BLOCK_BYTES // max(1, C * kh * kw * ow * N * dtype.itemsize))
-    blocks = [(top, min(top + rows, oh)) for top in range(0, oh, rows)]  # of output rows
+    def columns(y, n):
+        seen = [window[:, :, :, y, :, n] for window in windows]
+        shape = seen[0].shape[3:]  # (rows, ow, images)
+        matrix = np.empty((K, math.prod(shape)), dtype)
+        for q, cells in enumerate(seen):
+            matrix[:-1].reshape(C, kh, kw, *shape)[:, :, q::s] = cells
+        matrix[-1] = 1  # what the bias sees
+        return matrix
 
     out = np.empty((O, oh, ow, N), dtype)
-    for top, end in blocks:
-        np.matmul(kernel, columns(top, end), out=out[:, top:end].reshape(O, -1))  # (O, C*kh*kw) @ (C*kh*kw, rows*ow*N)
-    if b is not None:
-        out += b.data[:, None, None, None]
+    for y, n in blocks(0, oh, ow):
+        part = out[:, y, :, n]
+        part[...] = (kernel @ columns(y, n)).reshape(part.shape)
 
     def _backward(grad):
         grad = _batch_last(grad)  # (O, oh, ow, N)
-        dkernel, dimage = np.zeros_like(kernel), np.zeros_like(image)
-        for top, end in reversed(blocks):
-            dout = grad[:, top:end].reshape(O, -1)  # (O, rows*ow*N)
-            if w.requires_grad:
-                dkernel += dout @ columns(top, end).T
-            if x.requires_grad:
-                dcolumns = (kernel.T @ dout).reshape(C, kh * kw, end - top, ow, N)
-                for k, cell in enumerate(cells(dimage, top, end)):
-                    cell += dcolumns[:, k]
-        if w.requires_grad:
-            w.add_grad(dkernel.reshape(w.shape))
+        if w.requires_grad or b is not None and b.requires_grad:
+            dkernel = np.zeros((K, O), dtype)
+            for y, n in blocks(0, oh, ow):
+                dkernel += columns(y, n) @ grad[:, y, :, n].reshape(O, -1).T
+            w.add_grad(dkernel[:-1].T.reshape(w.shape))
+            if b is not None:
+                b.add_grad(dkernel[-1])
         if x.requires_grad:
-            dpadded = dimage.transpose(0, 3, 1, 4, 2, 5).reshape(padded.shape)
-            x.add_grad(dpadded[:, p : p + H, p : p + W].transpose(3, 0, 1, 2))
-        if b is not None:
-            b.add_grad(grad.sum(axis=(1, 2, 3)))
+            x.add_grad(image_gradient(grad))
+
+    def image_gradient(grad):
+        dimage = np.zeros_like(image)
+        for r in range(min(s, kh)):  # kernel rows r, r + s, ... look at image rows of this remainder, no other ones do
+            rows = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, r::s]
+            m = rows.shape[2]
+            rows = rows[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
+            dout = np.zeros((O, oh + 2 * (m - 1), Ws, N), dtype)
+            dout[:, m - 1 : m - 1 + oh, :ow] = grad
+            window = _windows(dout, (m, 1), (oh + m - 1, Ws))[:, :, 0]  # the m output rows that image row y counts in
+            top, end = max(0, -(-(p - r) // s)), min(oh + m - 1, -(-(p + H - r) // s))  # without rows of padding
+            for y, n in blocks(top, end, Ws):
+                seen = window[:, :, y, :, n]  # (O, m, rows, Ws, images)
+                sums = (rows @ seen.reshape(O * m, -1)).reshape(kw, -1)
+                for j in range(s, kw):  # kernel column j looks at the same remainder as j % s, j // s columns further
+                    further = j // s * seen.shape[-1]
+                    sums[j % s, further:] += sums[j, :-further]
+                for q in range(min(s, kw)):
+                    dimage[q, :, r::s][:, y, :, n] = sums[q].reshape(C, *seen.shape[2:])
+        dpadded = dimage.transpose(1, 2, 3, 0, 4).reshape(padded.shape)
+        return dpadded[:, p : p + H, p : p + W].transpose(3, 0, 1, 2)
 
     return Value(out.transpose(3, 0, 1, 2), children, "conv2d", _backward)
 
@@ -533,22 +561,28 @@ def max_pooling(x: Operand, stride: int) -> Value:
         raise ValueError(f"max_pooling takes x (N, C, H, W), got shape {x.shape}")
     oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
 
-    def cells(image):
-        """The s * s cells of every window, in row-major order: views of shape (C, oh, ow, N)."""
-        return [image[:, i : oh * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
-
     image = _batch_last(x.data)
-    out = functools.reduce(np.maximum, cells(image))
+    blocks = _slices(0, oh, BLOCK_BYTES // (2 * image[:, :s].nbytes or 1))  # of output rows, by what their cells take
+
+    def cells(image, y):
+        """The s * s cells of the windows in output rows y, in row-major order: views of shape (C, rows, ow, N)."""
+        return [image[:, y.start * s + i : y.stop * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
+
+    out = np.empty((image.shape[0], oh, ow, image.shape[3]), image.dtype)
+    for y in blocks:
+        out[:, y] = functools.reduce(np.maximum, cells(image, y))
 
     def _backward(grad):
-        dimage = np.zeros_like(image)
-        rest = _batch_last(grad)  # what no cell has taken yet
-        *firsts, last = zip(cells(image), cells(dimage))
-        for cell, dcell in firsts:
-            taken = rest * (cell == out)
-            dcell[...] = taken
-            rest = rest - taken
-        last[1][...] = rest
+        grad, dimage = _batch_last(grad), np.empty_like(image)
+        dimage[:, oh * s :] = dimage[:, :, ow * s :] = 0  # what fills no window
+        for y in blocks:
+            rest = grad[:, y].copy()  # what no cell has taken yet
+            *firsts, last = zip(cells(image, y), cells(dimage, y))
+            for cell, dcell in firsts:
+                taken = rest * (cell == out[:, y])
+                dcell[...] = taken
+                rest -= taken
+            last[1][...] = rest
         x.add_grad(dimage.transpose(3, 0, 1, 2))
 
     return Value(out.transpose(3, 0, 1, 2), (x,), "max_pooling", _backward)
@@ -562,6 +596,21 @@ def _batch_last(x: np.ndarray) -> np.ndarray:
     elementwise operations too, has nothing to copy.
     """
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+
+
+def _windows(image, kernel, size, stride=1):
+    """What each kernel cell sees of image (C, H, W, N): a view (C, kh, kw, oh, ow, N) whose element [c, i, j, y, x, n]
+    is image[c, y * stride + i, x + j, n]. NumPy checks that it does not leave image's memory."""
+    c, h, w, n = image.strides
+    shape = (image.shape[0], *kernel, *size, image.shape[-1])
+    return np.ndarray(shape, image.dtype, image, 0, (c, h, w, stride * h, w, n))
+
+
+def _slices(start, stop, longest):
+    """start ... stop - 1 in slices of about equal length, and none longer than longest, if that is at least 1."""
+    parts = max(1, -(-(stop - start) // max(1, longest)))
+    step = max(1, -(-(stop - start) // parts))
+    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
 def _output_size(name, shape, kernel, stride, padding):

@@ -695,6 +695,17 @@ def test_a_chain_of_a_million_values_runs_backward_and_is_released():
     assert (result.returncode, result.stdout, result.stderr) == (0, "released\n", "")
 
 
+@pytest.mark.parametrize(
+    "load", ["lambda name: object()", "lambda name: len(name)", "lambda name: open('/no/such/library')"]
+)
+def test_engine_is_imported_where_malloc_takes_no_settings(load):
+    code = f"import ctypes; ctypes.CDLL = {load}; from engine import Value; print((Value(2.0) * 3).data)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(engine.__file__).parent, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "6.0\n", "")
+
+
 @EVERY_OPERATION
 def test_graph_of_every_operation_is_freed_by_reference_counting(op):
     def step():

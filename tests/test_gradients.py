@@ -361,19 +361,43 @@ def test_conv2d_is_what_its_loops_compute(seed):
     compare_conv2d_with_loops(*random_convolution(seed))
 
 
+def set_block_sizes(monkeypatch, block_bytes, small_product=0):
+    monkeypatch.setattr(engine, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(engine, "SMALL_PRODUCT", small_product)
+
+
 @pytest.mark.parametrize("block_bytes", [1, 500, 1000, 2000, 5000])
 @pytest.mark.parametrize("seed", range(200, 208))
 def test_conv2d_computed_in_blocks_is_what_its_loops_compute(seed, block_bytes, monkeypatch):
-    monkeypatch.setattr(engine, "BLOCK_BYTES", block_bytes)
+    set_block_sizes(monkeypatch, block_bytes)
     compare_conv2d_with_loops(*random_convolution(seed))
+
+
+@pytest.mark.parametrize("n", [63, 64, 65, 200])
+@pytest.mark.parametrize("stride, padding", [(1, 1), (2, 0), (3, 2)])
+def test_conv2d_computed_in_blocks_of_images_is_a_sum_of_shifted_images(n, stride, padding, monkeypatch):
+    set_block_sizes(monkeypatch, 1)
+    rng = np.random.default_rng(n)
+    compare_conv2d_with_shifted_images(
+        rng.standard_normal((n, 2, 6, 5)), rng.standard_normal((3, 2, 3, 2)), rng.standard_normal(3), stride, padding
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv2d_in_blocks_of_small_products_is_a_sum_of_shifted_images(stride, monkeypatch):
+    set_block_sizes(monkeypatch, 1 << 30, small_product=3 * (2 * 9 + 1) * 2048)
+    rng = np.random.default_rng(14)
+    compare_conv2d_with_shifted_images(
+        rng.standard_normal((30, 2, 23, 21)), rng.standard_normal((3, 2, 3, 3)), rng.standard_normal(3), stride, 1
+    )
 
 
 def test_conv2d_computed_in_blocks_has_the_same_gradients_on_every_pass(monkeypatch):
     rng = np.random.default_rng(11)
     x, w, b = rng.standard_normal((2, 2, 9, 7)), rng.standard_normal((3, 2, 3, 3)), rng.standard_normal(3)
     results = []
-    for block_bytes in (1, 2 * 2 * 9 * 7 * 2 * 8, 1 << 30):  # one row, two rows, all rows at a time
-        monkeypatch.setattr(engine, "BLOCK_BYTES", block_bytes)
+    for block_bytes in (1, 2 * (2 * 9 + 1) * 7 * 2 * 8, 1 << 30):  # one row, two rows, all rows at a time
+        set_block_sizes(monkeypatch, block_bytes)
         values = [Value(a) for a in (x, w, b)]
         loss = (conv2d(*values, stride=1, padding=1) * upstream((2, 3, 9, 7))).sum()
         loss.backward_all()
@@ -387,24 +411,32 @@ def test_conv2d_computed_in_blocks_has_the_same_gradients_on_every_pass(monkeypa
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_conv2d_larger_than_one_block_is_a_sum_of_shifted_images():
-    rng = np.random.default_rng(12)
-    x, w = rng.standard_normal((8, 4, 40, 40)), rng.standard_normal((5, 4, 5, 5))
-    assert 4 * 25 * 38 * 38 * 8 * 8 > 2 * engine.BLOCK_BYTES, "the test is to be larger than two blocks"
-    a, k = Value(x), Value(w)
-    out = conv2d(a, k, padding=1)
+def compare_conv2d_with_shifted_images(x, w, b, stride, padding):
+    values = [Value(a) for a in (x, w, b)]
+    out = conv2d(*values, stride, padding)
     v = upstream(out.shape)
     (out * v).sum().backward_all()
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    expected, dpadded, dw = np.zeros(out.shape), np.zeros(padded.shape), np.zeros(w.shape)
-    for i, j in np.ndindex(5, 5):
-        cell = np.s_[:, :, i : i + 38, j : j + 38]
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    expected, dpadded, dw = np.zeros(out.shape) + b[:, None, None], np.zeros(padded.shape), np.zeros(w.shape)
+    oh, ow = out.shape[2:]
+    for i, j in np.ndindex(w.shape[2:]):
+        cell = np.s_[:, :, i : i + (oh - 1) * stride + 1 : stride, j : j + (ow - 1) * stride + 1 : stride]
         expected += np.einsum("oc,nchw->nohw", w[:, :, i, j], padded[cell])
         dpadded[cell] += np.einsum("oc,nohw->nchw", w[:, :, i, j], v)
         dw[:, :, i, j] = np.einsum("nohw,nchw->oc", v, padded[cell])
-    np.testing.assert_allclose(out.data, expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(a.grad, dpadded[:, :, 1:-1, 1:-1], rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(k.grad, dw, rtol=1e-10, atol=1e-10)
+    dx = dpadded[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+    for a, e in zip((out.data, *(v.grad for v in values)), (expected, dx, dw, v.sum(axis=(0, 2, 3)))):
+        np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [(4, 5), (24, 24)])
+def test_conv2d_larger_than_one_block_is_a_sum_of_shifted_images(channels):
+    rng = np.random.default_rng(12)
+    C, O = channels
+    x, w, b = rng.standard_normal((8, C, 40, 40)), rng.standard_normal((O, C, 5, 5)), rng.standard_normal(O)
+    size = 38 * 38 * 8 * (C * 25 + 1)
+    assert size * O > 2 * engine.SMALL_PRODUCT and size * 8 > 2 * engine.BLOCK_BYTES, "is to need more than two blocks"
+    compare_conv2d_with_shifted_images(x, w, b, 1, 1)
 
 
 @pytest.mark.parametrize("constants", list(itertools.product([False, True], repeat=3)), ids=name)
@@ -474,6 +506,19 @@ def test_max_pooling_is_what_its_loops_compute(seed, values):
     expected, gradient = loop_max_pooling(x, stride, v)
     np.testing.assert_array_equal(out.data, expected, strict=True)
     np.testing.assert_array_equal(a.grad, gradient, err_msg=f"x {x.shape}, stride {stride}")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("block_bytes", [1, 2500, 5000])
+def test_max_pooling_computed_in_blocks_is_what_its_loops_compute(stride, block_bytes, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK_BYTES", block_bytes)
+    x = Value(np.random.default_rng(17).integers(0, 4, (3, 2, 13, 8)).astype(float))
+    out = max_pooling(x, stride)
+    v = upstream(out.shape)
+    (out * v).sum().backward_all()
+    expected, gradient = loop_max_pooling(x.data, stride, v)
+    np.testing.assert_array_equal(out.data, expected)
+    np.testing.assert_array_equal(x.grad, gradient)
 
 
 def test_max_pooling_gives_a_tie_to_the_first_in_row_major_order():
