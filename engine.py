@@ -509,7 +509,10 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     out = np.empty((O, oh, ow, N), dtype)
     for y, n in blocks(0, oh, ow):
         part = out[:, y, :, n]
-        part[...] = (kernel @ columns(y, n)).reshape(part.shape)
+        if len(images) == 1:  # then part is a matrix in memory, too: no copy, up to 15 % for a small kernel
+            np.matmul(kernel, columns(y, n), out=part.reshape(O, -1))
+        else:
+            part[...] = (kernel @ columns(y, n)).reshape(part.shape)
 
     def _backward(grad):
         grad = _batch_last(grad)  # (O, oh, ow, N)
@@ -529,8 +532,10 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             rows = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, r::s]
             m = rows.shape[2]
             rows = rows[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
-            dout = np.zeros((O, oh + 2 * (m - 1), Ws, N), dtype)
-            dout[:, m - 1 : m - 1 + oh, :ow] = grad
+            dout = grad
+            if (m, Ws) != (1, ow):  # zeros where a part of the kernel looks past the output
+                dout = np.zeros((O, oh + 2 * (m - 1), Ws, N), dtype)
+                dout[:, m - 1 : m - 1 + oh, :ow] = grad
             window = _windows(dout, (m, 1), (oh + m - 1, Ws))[:, :, 0]  # the m output rows that image row y counts in
             top, end = max(0, -(-(p - r) // s)), min(oh + m - 1, -(-(p + H - r) // s))  # without rows of padding
             for y, n in blocks(top, end, Ws):
