@@ -480,22 +480,29 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     if b is not None:
         kernel[:, -1] = b.data
 
-    # Each row's pixels are sorted by their remainder q modulo the stride: image[q] has columns q, q + s, q + 2 s, ...
-    # What a kernel cell sees then lies side by side in memory for every stride.
-    Hp, Ws = H + 2 * p, -(-(W + 2 * p) // s)
-    padded = np.zeros((C, Hp, Ws * s, N), dtype)
-    padded[:, p : p + H, p : p + W] = x.data.transpose(1, 2, 3, 0)
-    image = np.ascontiguousarray(padded.reshape(C, Hp, Ws, s, N).transpose(3, 0, 1, 2, 4))  # (s, C, Hp, Ws, N)
-    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in range(min(s, kw))]
+    # The image is sorted by the columns' remainder modulo the stride: image[q] has columns q, q + s, q + 2 s, ... of the
+    # padded x, so that what a kernel cell sees lies side by side in memory for every stride.
+    def pixels(r, length):
+        """The pixels of an axis of x whose padded position has remainder r: where they are in x, and in their order."""
+        first = (r - p) % s
+        before = (first + p) // s
+        return slice(first, length, s), slice(before, before + len(range(first, length, s)))
+
+    remainders = range(min(s, kw))
+    image = np.zeros((len(remainders), C, H + 2 * p, -(-(W + 2 * p) // s), N), dtype)
+    for q in remainders:
+        here, there = pixels(q, W)
+        image[q, :, p : p + H, there] = x.data.transpose(1, 2, 3, 0)[:, :, here]
+    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in remainders]
 
     size = SMALL_PRODUCT // (O * K)  # of a block: columns of the matrix, which are pixels of all its images
     if size < 2048:  # many channels: a block that small would take more calls than computing
         size = BLOCK_BYTES // (K * dtype.itemsize)
-    images = _slices(0, N or 1, max(64, size // ow))  # fewer than 64 side by side would be slow to copy
+    images = _slices(N or 1, max(64, size // ow))  # fewer than 64 side by side would be slow to copy
 
-    def blocks(top, end, width):
-        """The rows top ... end - 1 of this width, in blocks: slices of rows, and of images."""
-        return [(y, n) for y in _slices(top, end, size // (width * images[0].stop)) for n in images]
+    def blocks(rows, width):
+        """Rows of this width in blocks: slices of rows, and of images."""
+        return [(y, n) for y in _slices(rows, size // (width * images[0].stop)) for n in images]
 
     def columns(y, n):
         seen = [window[:, :, :, y, :, n] for window in windows]
@@ -507,7 +514,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
         return matrix
 
     out = np.empty((O, oh, ow, N), dtype)
-    for y, n in blocks(0, oh, ow):
+    for y, n in blocks(oh, ow):
         part = out[:, y, :, n]
         if len(images) == 1:  # then part is a matrix in memory, too: no copy, up to 15 % for a small kernel
             np.matmul(kernel, columns(y, n), out=part.reshape(O, -1))
@@ -518,7 +525,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
         grad = _batch_last(grad)  # (O, oh, ow, N)
         if w.requires_grad or b is not None and b.requires_grad:
             dkernel = np.zeros((K, O), dtype)
-            for y, n in blocks(0, oh, ow):
+            for y, n in blocks(oh, ow):
                 dkernel += columns(y, n) @ grad[:, y, :, n].reshape(O, -1).T
             w.add_grad(dkernel[:-1].T.reshape(w.shape))
             if b is not None:
@@ -527,27 +534,28 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             x.add_grad(image_gradient(grad))
 
     def image_gradient(grad):
-        dimage = np.zeros_like(image)
+        dx = np.zeros((C, H, W, N), dtype)
+        width = image.shape[3]
         for r in range(min(s, kh)):  # kernel rows r, r + s, ... look at image rows of this remainder, no other ones do
             rows = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, r::s]
             m = rows.shape[2]
             rows = rows[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
             dout = grad
-            if (m, Ws) != (1, ow):  # zeros where a part of the kernel looks past the output
-                dout = np.zeros((O, oh + 2 * (m - 1), Ws, N), dtype)
+            if (m, width) != (1, ow):  # zeros where a part of the kernel looks past the output
+                dout = np.zeros((O, oh + 2 * (m - 1), width, N), dtype)
                 dout[:, m - 1 : m - 1 + oh, :ow] = grad
-            window = _windows(dout, (m, 1), (oh + m - 1, Ws))[:, :, 0]  # the m output rows that image row y counts in
-            top, end = max(0, -(-(p - r) // s)), min(oh + m - 1, -(-(p + H - r) // s))  # without rows of padding
-            for y, n in blocks(top, end, Ws):
-                seen = window[:, :, y, :, n]  # (O, m, rows, Ws, images)
+            here, there = pixels(r, H)
+            window = _windows(dout, (m, 1), (oh + m - 1, width))[:, :, 0, there]  # output rows that an image row is in
+            for y, n in blocks(window.shape[2], width):
+                seen = window[:, :, y, :, n]  # (O, m, rows, width, images)
                 sums = (rows @ seen.reshape(O * m, -1)).reshape(kw, -1)
                 for j in range(s, kw):  # kernel column j looks at the same remainder as j % s, j // s columns further
                     further = j // s * seen.shape[-1]
                     sums[j % s, further:] += sums[j, :-further]
-                for q in range(min(s, kw)):
-                    dimage[q, :, r::s][:, y, :, n] = sums[q].reshape(C, *seen.shape[2:])
-        dpadded = dimage.transpose(1, 2, 3, 0, 4).reshape(padded.shape)
-        return dpadded[:, p : p + H, p : p + W].transpose(3, 0, 1, 2)
+                for q in remainders:
+                    columns_here, columns_there = pixels(q, W)
+                    dx[:, here][:, y, columns_here, n] = sums[q].reshape(C, *seen.shape[2:])[:, :, columns_there]
+        return dx.transpose(3, 0, 1, 2)
 
     return Value(out.transpose(3, 0, 1, 2), children, "conv2d", _backward)
 
@@ -567,7 +575,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
 
     image = _batch_last(x.data)
-    blocks = _slices(0, oh, BLOCK_BYTES // (2 * image[:, :s].nbytes or 1))  # of output rows, by what their cells take
+    blocks = _slices(oh, BLOCK_BYTES // (2 * image[:, :s].nbytes or 1))  # of output rows, by what their cells take
 
     def cells(image, y):
         """The s * s cells of the windows in output rows y, in row-major order: views of shape (C, rows, ow, N)."""
@@ -611,11 +619,11 @@ def _windows(image, kernel, size, stride=1):
     return np.ndarray(shape, image.dtype, image, 0, (c, h, w, stride * h, w, n))
 
 
-def _slices(start, stop, longest):
-    """start ... stop - 1 in slices of about equal length, and none longer than longest, if that is at least 1."""
-    parts = max(1, -(-(stop - start) // max(1, longest)))
-    step = max(1, -(-(stop - start) // parts))
-    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
+def _slices(n, longest):
+    """0 ... n - 1 in slices of about equal length, and none longer than longest, if that is at least 1."""
+    parts = max(1, -(-n // max(1, longest)))
+    step = max(1, -(-n // parts))
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
 def _output_size(name, shape, kernel, stride, padding):
