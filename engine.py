@@ -456,9 +456,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns
     ("im2col", Chellapilla et al. 2006), and the sum is w @ columns. The bias is one more cell, which always sees 1.
-    The gradients of w and b are those of this product. For the gradient of x, the output rows that an image row
-    contributed to are stacked; their product with the kernel has a row for each kernel column, which is added where
-    this kernel column looked.
+    The gradients of w and b are those of this product; the gradient of x is another product (`image_gradient`, below).
 
     Raises ValueError for shapes that do not fit, a kernel larger than the padded image, a stride below 1 or a padding
     below 0; TypeError for a stride or padding that is no integer.
@@ -480,29 +478,29 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     if b is not None:
         kernel[:, -1] = b.data
 
-    # The image is sorted by the columns' remainder modulo the stride: image[q] has columns q, q + s, q + 2 s, ... of the
-    # padded x, so that what a kernel cell sees lies side by side in memory for every stride.
+    # image[q] has the columns q, q + s, q + 2 s, ... of the padded x. What a kernel cell sees then lies side by side in
+    # memory for every stride.
     def pixels(r, length):
-        """The pixels of an axis of x whose padded position has remainder r: where they are in x, and in their order."""
+        """The pixels along an axis whose padded position has remainder r: where they are in x, and where in image."""
         first = (r - p) % s
         before = (first + p) // s
         return slice(first, length, s), slice(before, before + len(range(first, length, s)))
 
-    remainders = range(min(s, kw))
-    image = np.zeros((len(remainders), C, H + 2 * p, -(-(W + 2 * p) // s), N), dtype)
+    remainders, width = range(min(s, kw)), -(-(W + 2 * p) // s)
+    image = np.zeros((len(remainders), C, H + 2 * p, width, N), dtype)
     for q in remainders:
-        here, there = pixels(q, W)
-        image[q, :, p : p + H, there] = x.data.transpose(1, 2, 3, 0)[:, :, here]
-    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in remainders]
+        in_x, in_image = pixels(q, W)
+        image[q, :, p : p + H, in_image] = x.data.transpose(1, 2, 3, 0)[:, :, in_x]
+    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in remainders]  # (C, kh, ., oh, ow, N)
 
-    size = SMALL_PRODUCT // (O * K)  # of a block: columns of the matrix, which are pixels of all its images
-    if size < 2048:  # many channels: a block that small would take more calls than computing
+    size = SMALL_PRODUCT // (O * K)  # how many columns a block has
+    if size < 2048:  # so few would take more calls than computing
         size = BLOCK_BYTES // (K * dtype.itemsize)
-    images = _slices(N or 1, max(64, size // ow))  # fewer than 64 side by side would be slow to copy
+    images = _slices(N or 1, max(64, size // ow))  # fewer than 64 images side by side would be slow to copy
 
-    def blocks(rows, width):
-        """Rows of this width in blocks: slices of rows, and of images."""
-        return [(y, n) for y in _slices(rows, size // (width * images[0].stop)) for n in images]
+    def blocks(rows, length):
+        """The blocks that so many rows of this length are computed in: slices of the rows, and of the images."""
+        return [(y, n) for y in _slices(rows, size // (length * images[0].stop)) for n in images]
 
     def columns(y, n):
         seen = [window[:, :, :, y, :, n] for window in windows]
@@ -515,11 +513,40 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     out = np.empty((O, oh, ow, N), dtype)
     for y, n in blocks(oh, ow):
-        part = out[:, y, :, n]
-        if len(images) == 1:  # then part is a matrix in memory, too: no copy, up to 15 % for a small kernel
-            np.matmul(kernel, columns(y, n), out=part.reshape(O, -1))
+        block = out[:, y, :, n]
+        if len(images) == 1:  # the block is a matrix in memory, too, and can be written without a copy: up to 15 %
+            np.matmul(kernel, columns(y, n), out=block.reshape(O, -1))
         else:
-            part[...] = (kernel @ columns(y, n)).reshape(part.shape)
+            block[...] = (kernel @ columns(y, n)).reshape(block.shape)
+
+    def image_gradient(dout):
+        """dx[c, Y, X] = sum over o, i, j of w[o, c, i, j] * dout[o, (Y + p - i) / s, (X + p - j) / s], where integers.
+
+        The sum over i is part of the matrix product: the output rows of all i are stacked. The sum over j follows: the
+        product of each kernel column is added to the pixels that this column saw.
+        """
+        dx = np.zeros((C, H, W, N), dtype)
+        for r in range(min(s, kh)):  # kernel rows r, r + s, ... and only these saw the image rows of this remainder
+            rows = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, r::s]
+            m = rows.shape[2]
+            rows = rows[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
+            padded = dout
+            if (m, width) != (1, ow):  # zeros for the pixels that a part of the kernel did not see
+                padded = np.zeros((O, oh + 2 * (m - 1), width, N), dtype)
+                padded[:, m - 1 : m - 1 + oh, :ow] = dout
+            in_x, in_image = pixels(r, H)
+            window = _windows(padded, (m, 1), (oh + m - 1, width))[:, :, 0, in_image]  # (O, m, rows, width, N)
+            drows = dx[:, in_x]
+            for y, n in blocks(window.shape[2], width):
+                seen = window[:, :, y, :, n]
+                products = (rows @ seen.reshape(O * m, -1)).reshape(kw, -1)
+                for j in range(s, kw):  # kernel column j saw pixels of remainder j % s, j // s columns further
+                    further = j // s * seen.shape[-1]
+                    products[j % s, further:] += products[j, :-further]
+                for q in remainders:
+                    in_x, in_image = pixels(q, W)
+                    drows[:, y, in_x, n] = products[q].reshape(C, *seen.shape[2:])[:, :, in_image]
+        return dx.transpose(3, 0, 1, 2)
 
     def _backward(grad):
         grad = _batch_last(grad)  # (O, oh, ow, N)
@@ -532,30 +559,6 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
                 b.add_grad(dkernel[-1])
         if x.requires_grad:
             x.add_grad(image_gradient(grad))
-
-    def image_gradient(grad):
-        dx = np.zeros((C, H, W, N), dtype)
-        width = image.shape[3]
-        for r in range(min(s, kh)):  # kernel rows r, r + s, ... look at image rows of this remainder, no other ones do
-            rows = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, r::s]
-            m = rows.shape[2]
-            rows = rows[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
-            dout = grad
-            if (m, width) != (1, ow):  # zeros where a part of the kernel looks past the output
-                dout = np.zeros((O, oh + 2 * (m - 1), width, N), dtype)
-                dout[:, m - 1 : m - 1 + oh, :ow] = grad
-            here, there = pixels(r, H)
-            window = _windows(dout, (m, 1), (oh + m - 1, width))[:, :, 0, there]  # output rows that an image row is in
-            for y, n in blocks(window.shape[2], width):
-                seen = window[:, :, y, :, n]  # (O, m, rows, width, images)
-                sums = (rows @ seen.reshape(O * m, -1)).reshape(kw, -1)
-                for j in range(s, kw):  # kernel column j looks at the same remainder as j % s, j // s columns further
-                    further = j // s * seen.shape[-1]
-                    sums[j % s, further:] += sums[j, :-further]
-                for q in remainders:
-                    columns_here, columns_there = pixels(q, W)
-                    dx[:, here][:, y, columns_here, n] = sums[q].reshape(C, *seen.shape[2:])[:, :, columns_there]
-        return dx.transpose(3, 0, 1, 2)
 
     return Value(out.transpose(3, 0, 1, 2), children, "conv2d", _backward)
 
