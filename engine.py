@@ -27,12 +27,12 @@ from typing import Union
 import numpy as np
 
 # glibc's malloc hands large arrays back to the kernel when they are freed, and the next ones are faulted in page by
-# page: a training step of the CNN takes 1.3 (batch 16) to 2.3 times as long (batch 256). So it is told to keep up to
-# 256 MiB (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, see man mallopt). Other systems have no mallopt to tell.
+# page: a training step of the CNN would take 1.3 (batch 16) to 2.3 times as long (batch 256). So malloc is told to keep
+# up to 256 MiB for this process, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
 with contextlib.suppress(AttributeError, OSError, TypeError):
     _mallopt = ctypes.CDLL(None).mallopt
-    _mallopt(-3, 32 << 20)
-    _mallopt(-1, 256 << 20)
+    _mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    _mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 Operand = Union["Value", np.ndarray, float]  # wherever a Value can be given: numbers and arrays are constants
 
@@ -439,10 +439,10 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(np.stack([v.data for v in values], axis, dtype=_result_dtype(values)), values, "stack", _backward)
 
 
-# conv2d and max_pooling compute in blocks that stay in the cache.
+# conv2d and max_pooling compute in blocks of whole rows, which stay in the cache unless the rows are very long.
 BLOCK_BYTES = 2 << 20
-# As many multiplications as OpenBLAS does, on CPUs with AVX-512, without rearranging the matrices first. With as few
-# channels as the CNN has, larger products take 1.5 (w @ columns) to 4 times as long (the gradient of w).
+# With AVX-512, OpenBLAS does not rearrange matrices whose product takes no more multiplications than this. Without this
+# limit, the few channels of the CNN make its step 1.1 (batch 16) to 1.45 times as long (batch 64).
 SMALL_PRODUCT = 10**6
 
 
@@ -452,108 +452,112 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     x (N, C, H, W), w (O, C, kh, kw), b (O,) or None; the result is (N, O, oh, ow), where
     oh = (H + 2 padding - kh) // stride + 1 and ow likewise. Rows and columns that do not fill a window are dropped.
 
-        out[n, o, y, x] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, y * stride + i, x * stride + j]
+        out[n, o, Y, X] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, Y * stride + i, X * stride + j]
 
     What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns
     ("im2col", Chellapilla et al. 2006), and the sum is w @ columns. The bias is one more cell, which always sees 1.
     The gradients of w and b are those of this product; the gradient of x is another product (`image_gradient`, below).
 
-    Raises ValueError for shapes that do not fit, a kernel larger than the padded image, a stride below 1 or a padding
-    below 0; TypeError for a stride or padding that is no integer.
+    Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image, a stride below 1 or
+    a padding below 0; TypeError for a stride or padding that is no integer.
     """
     x, w, b = as_value(x, "x"), as_value(w, "w"), None if b is None else as_value(b, "b")
     if len(x.shape) != 4 or len(w.shape) != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
-        raise ValueError(f"conv2d takes x (N, C, H, W) and w (O, C, kh, kw), got shapes {x.shape} and {w.shape}")
+        raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw) not empty, got shapes {x.shape} and {w.shape}")
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"conv2d takes b (O,) = {w.shape[:1]}, got shape {b.shape}")
     (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
-    s = min(s, max(H, W) + 2 * p)  # a longer stride gives the same, one output pixel
+    s = min(s, max(H, W) + 2 * p)  # a longer stride gives the same, and at some length NumPy gives up
     children = (x, w) if b is None else (x, w, b)
     dtype = _result_dtype(children)
-    K = C * kh * kw + 1  # the cells of a kernel, and its bias
+    K = C * kh * kw + 1  # the cells of a kernel, and its bias: to add and to sum it would cost a step 4 to 7 % more
     kernel = np.zeros((O, K), dtype)
     kernel[:, :-1] = w.data.reshape(O, -1)
     if b is not None:
         kernel[:, -1] = b.data
 
     # image[q] has the columns q, q + s, q + 2 s, ... of the padded x. What a kernel cell sees then lies side by side in
-    # memory for every stride.
-    def pixels(r, length):
-        """The pixels along an axis whose padded position has remainder r: where they are in x, and where in image."""
-        first = (r - p) % s
-        before = (first + p) // s
-        return slice(first, length, s), slice(before, before + len(range(first, length, s)))
+    # memory for every stride; in the usual order a stride of 2 takes 1.3 times as long with 8 images.
+    def positions(first, length):
+        """The padded positions first, first + s, ... along an axis of x: which pixels of x these are, and which of the
+        positions are in x."""
+        skipped = max(0, -(-(p - first) // s))
+        pixels = range(first - p + skipped * s, length, s)
+        return slice(pixels.start, length, s), slice(skipped, skipped + len(pixels))
 
-    remainders, width = range(min(s, kw)), -(-(W + 2 * p) // s)
-    image = np.zeros((len(remainders), C, H + 2 * p, width, N), dtype)
-    for q in remainders:
-        in_x, in_image = pixels(q, W)
-        image[q, :, p : p + H, in_image] = x.data.transpose(1, 2, 3, 0)[:, :, in_x]
-    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in remainders]  # (C, kh, ., oh, ow, N)
+    width = -(-(W + 2 * p) // s)  # of image[q]
+    columns_of_x = [positions(q, W) for q in range(min(s, kw))]
+    image = np.zeros((len(columns_of_x), C, H + 2 * p, width, N), dtype)
+    for q, (in_x, inside) in enumerate(columns_of_x):
+        image[q, :, p : p + H, inside] = x.data.transpose(1, 2, 3, 0)[:, :, in_x]
+    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in range(min(s, kw))]
 
     size = SMALL_PRODUCT // (O * K)  # how many columns a block has
-    if size < 2048:  # so few would take more calls than computing
+    if size < 2048:  # small products pay only if they are long
         size = BLOCK_BYTES // (K * dtype.itemsize)
-    images = _slices(N or 1, max(64, size // ow))  # fewer than 64 images side by side would be slow to copy
+    images = _slices(N or 1, max(64, size // ow))  # of 33 or more, if there are: copying less at a time is slow
 
     def blocks(rows, length):
-        """The blocks that so many rows of this length are computed in: slices of the rows, and of the images."""
-        return [(y, n) for y in _slices(rows, size // (length * images[0].stop)) for n in images]
+        """Slices of so many rows of this length, and of the images: together about size columns, or one row."""
+        return [(ys, ns) for ys in _slices(rows, size // (length * images[0].stop)) for ns in images]
 
-    def columns(y, n):
-        seen = [window[:, :, :, y, :, n] for window in windows]
+    def columns(ys, ns):
+        """What each kernel cell, and the bias, sees in these output rows of these images: (K, rows * ow * images)."""
+        seen = [window[:, :, :, ys, :, ns] for window in windows]
         shape = seen[0].shape[3:]  # (rows, ow, images)
         matrix = np.empty((K, math.prod(shape)), dtype)
         for q, cells in enumerate(seen):
             matrix[:-1].reshape(C, kh, kw, *shape)[:, :, q::s] = cells
-        matrix[-1] = 1  # what the bias sees
+        matrix[-1] = 1
         return matrix
 
     out = np.empty((O, oh, ow, N), dtype)
-    for y, n in blocks(oh, ow):
-        block = out[:, y, :, n]
-        if len(images) == 1:  # the block is a matrix in memory, too, and can be written without a copy: up to 15 %
-            np.matmul(kernel, columns(y, n), out=block.reshape(O, -1))
+    for ys, ns in blocks(oh, ow):
+        block = out[:, ys, :, ns]
+        if len(images) == 1:  # then the block is a matrix in memory, too: without a copy, up to 15 % faster
+            np.matmul(kernel, columns(ys, ns), out=block.reshape(O, -1))
         else:
-            block[...] = (kernel @ columns(y, n)).reshape(block.shape)
+            block[...] = (kernel @ columns(ys, ns)).reshape(block.shape)
 
     def image_gradient(dout):
-        """dx[c, Y, X] = sum over o, i, j of w[o, c, i, j] * dout[o, (Y + p - i) / s, (X + p - j) / s], where integers.
+        """dx[c, Y, X] = sum over o, i, j of w[o, c, i, j] * dout[o, (Y + p - i) / s, (X + p - j) / s] if integers.
 
         The sum over i is part of the matrix product: the output rows of all i are stacked. The sum over j follows: the
-        product of each kernel column is added to the pixels that this column saw.
+        product of each kernel column is added to the pixels that this column saw. With neither, adding a product for
+        each kernel cell, a convolution and its gradients take 1.2 to 1.4 times as long.
         """
         dx = np.zeros((C, H, W, N), dtype)
-        for r in range(min(s, kh)):  # kernel rows r, r + s, ... and only these saw the image rows of this remainder
-            rows = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, r::s]
-            m = rows.shape[2]
-            rows = rows[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
+        step = s if H <= 2 * s * oh else kh  # for a kernel almost as large as x, row by row: the others see few outputs
+        for i in range(min(step, kh)):
+            part = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, i::step]  # if step is s, what sees the same rows of x
+            m = part.shape[2]
+            part = part[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
             padded = dout
-            if (m, width) != (1, ow):  # zeros for the pixels that a part of the kernel did not see
+            if (m, width) != (1, ow):  # with zeros for pixels that a row or column of the kernel did not see
                 padded = np.zeros((O, oh + 2 * (m - 1), width, N), dtype)
                 padded[:, m - 1 : m - 1 + oh, :ow] = dout
-            in_x, in_image = pixels(r, H)
-            window = _windows(padded, (m, 1), (oh + m - 1, width))[:, :, 0, in_image]  # (O, m, rows, width, N)
-            drows = dx[:, in_x]
-            for y, n in blocks(window.shape[2], width):
-                seen = window[:, :, y, :, n]
-                products = (rows @ seen.reshape(O * m, -1)).reshape(kw, -1)
-                for j in range(s, kw):  # kernel column j saw pixels of remainder j % s, j // s columns further
-                    further = j // s * seen.shape[-1]
-                    products[j % s, further:] += products[j, :-further]
-                for q in remainders:
-                    in_x, in_image = pixels(q, W)
-                    drows[:, y, in_x, n] = products[q].reshape(C, *seen.shape[2:])[:, :, in_image]
+            in_x, inside = positions(i, H)
+            stacked = _windows(padded, (m, 1), (oh + m - 1, width))[:, :, 0, inside]  # (O, m, rows, width, N)
+            dx_rows = dx[:, in_x]
+            for ys, ns in blocks(stacked.shape[2], width):
+                douts = stacked[:, :, ys, :, ns]
+                products = (part @ douts.reshape(O * m, -1)).reshape(kw, -1)
+                for j in range(s, kw):  # what column j % s saw, j // s positions further; rows end in zeros
+                    shift = j // s * douts.shape[-1]
+                    products[j % s, shift:] += products[j, :-shift]
+                for q, (in_x, inside) in enumerate(columns_of_x):
+                    pixels, product = dx_rows[:, ys, in_x, ns], products[q].reshape(C, *douts.shape[2:])[:, :, inside]
+                    pixels[...] = product if step == s else pixels + product
         return dx.transpose(3, 0, 1, 2)
 
     def _backward(grad):
         grad = _batch_last(grad)  # (O, oh, ow, N)
-        if w.requires_grad or b is not None and b.requires_grad:
-            dkernel = np.zeros((K, O), dtype)
-            for y, n in blocks(oh, ow):
-                dkernel += columns(y, n) @ grad[:, y, :, n].reshape(O, -1).T
+        if any(v.requires_grad for v in children[1:]):
+            dkernel = np.zeros((K, O), dtype)  # this way round the product takes half the time
+            for ys, ns in blocks(oh, ow):
+                dkernel += columns(ys, ns) @ grad[:, ys, :, ns].reshape(O, -1).T
             w.add_grad(dkernel[:-1].T.reshape(w.shape))
             if b is not None:
                 b.add_grad(dkernel[-1])
@@ -567,7 +571,8 @@ def max_pooling(x: Operand, stride: int) -> Value:
     """The largest element of each stride x stride window: x (N, C, H, W) to (N, C, H // stride, W // stride).
 
     Rows and columns that do not fill a window are dropped. Of equal elements the first one in row-major order gets the
-    gradient, so that it is conserved (as in PyTorch and JAX). A nan makes its window nan.
+    gradient, so that its sum is kept (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the
+    gradient.
 
     Raises ValueError unless x has four axes and is at least one window large, or for a stride below 1; TypeError for a
     stride that is no integer.
@@ -578,24 +583,24 @@ def max_pooling(x: Operand, stride: int) -> Value:
     oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
 
     image = _batch_last(x.data)
-    blocks = _slices(oh, BLOCK_BYTES // (2 * image[:, :s].nbytes or 1))  # of output rows, by what their cells take
+    blocks = _slices(oh, BLOCK_BYTES // (2 * image[:, :s].nbytes or 1))  # of output rows: 6 % of a step at batch 256
 
-    def cells(image, y):
-        """The s * s cells of the windows in output rows y, in row-major order: views of shape (C, rows, ow, N)."""
-        return [image[:, y.start * s + i : y.stop * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
+    def cells(array, ys):
+        """The s * s cells of the windows in output rows ys, in row-major order: views of shape (C, rows, ow, N)."""
+        return [array[:, ys.start * s + i : ys.stop * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
 
     out = np.empty((image.shape[0], oh, ow, image.shape[3]), image.dtype)
-    for y in blocks:
-        out[:, y] = functools.reduce(np.maximum, cells(image, y))
+    for ys in blocks:
+        out[:, ys] = functools.reduce(np.maximum, cells(image, ys))
 
     def _backward(grad):
         grad, dimage = _batch_last(grad), np.empty_like(image)
         dimage[:, oh * s :] = dimage[:, :, ow * s :] = 0  # what fills no window
-        for y in blocks:
-            rest = grad[:, y].copy()  # what no cell has taken yet
-            *firsts, last = zip(cells(image, y), cells(dimage, y))
+        for ys in blocks:
+            rest = grad[:, ys].copy()  # what no cell has taken yet
+            *firsts, last = zip(cells(image, ys), cells(dimage, ys))
             for cell, dcell in firsts:
-                taken = rest * (cell == out[:, y])
+                taken = rest * (cell == out[:, ys])
                 dcell[...] = taken
                 rest -= taken
             last[1][...] = rest
@@ -608,8 +613,8 @@ def _batch_last(x: np.ndarray) -> np.ndarray:
     """x (N, C, H, W) as (C, H, W, N), contiguous.
 
     NumPy then works on N numbers or more side by side: pooling takes half, im2col a third of the time that it takes in
-    the usual order. conv2d and max_pooling leave their results in this order in memory, so that the next one, after
-    elementwise operations too, has nothing to copy.
+    the usual order. conv2d and max_pooling leave their results in this order in memory, and elementwise operations
+    keep it, so that the next one copies nothing here.
     """
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
 
@@ -623,10 +628,9 @@ def _windows(image, kernel, size, stride=1):
 
 
 def _slices(n, longest):
-    """0 ... n - 1 in slices of about equal length, and none longer than longest, if that is at least 1."""
-    parts = max(1, -(-n // max(1, longest)))
-    step = max(1, -(-n // parts))
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+    """0 ... n - 1 in slices of about equal length, as few as there can be of at most longest, if that is at least 1."""
+    parts = -(-n // max(1, longest))
+    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
 def _output_size(name, shape, kernel, stride, padding):

@@ -203,7 +203,8 @@ def main():
         head("training step of the CNN", "step")
         for n, times in zip(BATCHES, compare("step", args.rounds, *BATCHES)):
             row(f"batch {n}", *times)
-        row("batch 64, one thread each", *next(compare("step", args.rounds, 64, threads=1)))
+        for n, times in zip((32, 64), compare("step", args.rounds, 32, 64, threads=1)):
+            row(f"batch {n}, one thread each", *times)
     if "conv" in parts:
         head("conv2d and both gradients", "conv")
         ratios = {}
