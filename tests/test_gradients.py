@@ -366,6 +366,15 @@ def set_block_sizes(monkeypatch, block_bytes, small_product=0):
     monkeypatch.setattr(engine, "SMALL_PRODUCT", small_product)
 
 
+@pytest.mark.parametrize(
+    "size, kernel, stride, padding", [(7, 6, 1, 0), (9, 6, 2, 0), (10, 9, 1, 0), (9, 9, 1, 1), (8, 9, 3, 2)]
+)
+def test_conv2d_of_a_kernel_almost_as_large_as_the_image_is_what_its_loops_compute(size, kernel, stride, padding):
+    rng = np.random.default_rng(15)
+    x, w = rng.standard_normal((2, 2, size, size + 1)), rng.standard_normal((3, 2, kernel, kernel))
+    compare_conv2d_with_loops(x, w, rng.standard_normal(3), stride, padding)
+
+
 @pytest.mark.parametrize("block_bytes", [1, 500, 1000, 2000, 5000])
 @pytest.mark.parametrize("seed", range(200, 208))
 def test_conv2d_computed_in_blocks_is_what_its_loops_compute(seed, block_bytes, monkeypatch):
