@@ -17,20 +17,20 @@ The first command prints:
     ): 4,266 parameters, new weights
     epochs 12, batch size 32, learning rate 0.15 falling to 0, seed 0
 
-    epoch  1/12   loss 0.2449   test accuracy 97.00 %   2.1 s
-    epoch  2/12   loss 0.1151   test accuracy 97.31 %   2.0 s
-    epoch  3/12   loss 0.0962   test accuracy 98.17 %   1.9 s
-    epoch  4/12   loss 0.0856   test accuracy 98.29 %   1.8 s
-    epoch  5/12   loss 0.0799   test accuracy 97.43 %   1.8 s
-    epoch  6/12   loss 0.0743   test accuracy 98.33 %   1.8 s
-    epoch  7/12   loss 0.0677   test accuracy 98.47 %   1.7 s
-    epoch  8/12   loss 0.0634   test accuracy 98.54 %   1.7 s
-    epoch  9/12   loss 0.0602   test accuracy 98.50 %   1.8 s
-    epoch 10/12   loss 0.0559   test accuracy 98.75 %   1.8 s
-    epoch 11/12   loss 0.0517   test accuracy 98.73 %   1.8 s
-    epoch 12/12   loss 0.0499   test accuracy 98.84 %   1.7 s
+    epoch  1/12   loss 0.2453   test accuracy 97.09 %   2.7 s
+    epoch  2/12   loss 0.1158   test accuracy 97.26 %   2.7 s
+    epoch  3/12   loss 0.0961   test accuracy 98.21 %   2.7 s
+    epoch  4/12   loss 0.0863   test accuracy 98.43 %   2.8 s
+    epoch  5/12   loss 0.0795   test accuracy 97.75 %   2.7 s
+    epoch  6/12   loss 0.0733   test accuracy 98.33 %   2.7 s
+    epoch  7/12   loss 0.0676   test accuracy 98.45 %   2.7 s
+    epoch  8/12   loss 0.0636   test accuracy 98.59 %   2.6 s
+    epoch  9/12   loss 0.0600   test accuracy 98.55 %   2.6 s
+    epoch 10/12   loss 0.0554   test accuracy 98.73 %   2.7 s
+    epoch 11/12   loss 0.0512   test accuracy 98.78 %   2.7 s
+    epoch 12/12   loss 0.0496   test accuracy 98.81 %   2.8 s
 
-    test accuracy 98.84 %, 22 s of training
+    test accuracy 98.81 %, 32 s of training
 
     Next:
       --show draws images that it gets wrong
