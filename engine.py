@@ -498,10 +498,11 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     if size < 2048:  # small products pay only if they are long
         size = BLOCK_BYTES // (K * dtype.itemsize)
     images = _slices(N or 1, max(64, size // ow))  # of 33 or more, if there are: copying less at a time is slow
+    most = images[-1].stop - images[-1].start
 
     def blocks(rows, length):
-        """Slices of so many rows of this length, and of the images: together about size columns, or one row."""
-        return [(ys, ns) for ys in _slices(rows, size // (length * images[0].stop)) for ns in images]
+        """Slices of so many rows of this length, and of the images: together at most size columns, or one row."""
+        return [(ys, ns) for ys in _slices(rows, size // (length * most)) for ns in images]
 
     def columns(ys, ns):
         """What each kernel cell, and the bias, sees in these output rows of these images: (K, rows * ow * images)."""
@@ -544,7 +545,9 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for ys, ns in blocks(stacked.shape[2], width):
                 douts = stacked[:, :, ys, :, ns]
                 products = (part @ douts.reshape(O * m, -1)).reshape(kw, -1)
-                for j in range(s, kw):  # what column j % s saw, j // s positions further; rows end in zeros
+                # Kernel column j saw what column j % s saw, j // s positions further. As rows end in so many zeros, all
+                # of them are shifted as one.
+                for j in range(s, kw):
                     shift = j // s * douts.shape[-1]
                     products[j % s, shift:] += products[j, :-shift]
                 for q, (in_x, inside) in enumerate(columns_of_x):
