@@ -3,121 +3,161 @@
 A `Value` holds a number or an array and remembers which operation made it, from which operands. Every operation has
 the same rhythm: make the operand a Value, compute with NumPy, define the closure `_backward`, which turns the gradient
 of the result into the gradients of the operands, and return a new Value. `backward_all` calls those closures from the
-last Value to the first, which is the chain rule. Everything else is built on these operations:
+last Value to the first, which is the chain rule. A closure is handed the gradient of its result instead of looking it
+up there: a closure that held its own result would be a reference cycle, and the arrays of every training step would
+wait for the garbage collector. What it needs of the data it takes at the time of the forward pass.
 
-    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum reshape), composed operators, backward
+    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum reshape ...), composed operations, backward
+    data         as_value: what a Value holds
     graph        topological_order, unbroadcast, no_grad
     functions    stack, conv2d, max_pooling, cross_entropy
-    layers       Neuron, LinearLayer, MLP, Conv2dLayer
+    layers       Layer, Neuron, LinearLayer, MLP, Conv2dLayer
     optimizer    Optimizer
     drawing      draw_graph
-    checks       what may be data, an operand, an integer, an axis
+    checks       of arguments: integers, booleans, real numbers, axes
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import math
 import numbers
+import os
+import reprlib
+import shutil
+import threading
+import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Union
+from pathlib import Path
+from typing import TypeVar, Union
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-# glibc's malloc hands large arrays back to the kernel when they are freed, and the next ones are faulted in page by
-# page: a training step of the CNN would take 1.3 (batch 16) to 2.3 times as long (batch 256). So malloc is told to keep
-# up to 256 MiB for this process, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
-with contextlib.suppress(AttributeError, OSError, TypeError):
-    _mallopt = ctypes.CDLL(None).mallopt
-    _mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-    _mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+__all__ = ["Value", "Operand", "as_value", "topological_order", "unbroadcast", "no_grad", "stack", "conv2d"]
+__all__ += ["max_pooling", "cross_entropy", "Layer", "Neuron", "LinearLayer", "MLP", "Conv2dLayer", "Optimizer"]
+__all__ += ["draw_graph"]
 
-Operand = Union["Value", np.ndarray, float]  # wherever a Value can be given: numbers and arrays are constants
+Operand = Union["Value", ArrayLike]  # wherever a Value can be given: numbers and arrays are constants
 
 
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    data           a float or a floating ndarray of any shape. Integers and booleans become float64. float32 stays
-                   float32 and float64 stays float64; where two meet, NumPy's rules decide.
+    data           a Python float, or a floating NumPy array of any shape. Integers and booleans become float64, float16
+                   becomes float32; float32 and float64 stay what they are, and where two meet, NumPy's rules decide.
+                   A Python float stays one, because NumPy takes 50 times as long for an array of one element. An array
+                   is not copied: changing its elements between the forward and the backward pass makes the gradients
+                   of * / ** @, conv2d and max_pooling wrong. Assigning another array to `data` does not.
     grad           d(root)/d(this value), of data's shape and dtype; zeros before the first `backward_all()`.
     requires_grad  False for a constant, and for what was computed from constants or under `no_grad`.
     label          a name, for `draw_graph`.
+    shape, dtype, ndim   as NumPy's.
+
+    `<`, `<=`, `>` and `>=` compare data. `==` does not: it is true for the same Value only, as Values are the nodes of
+    graphs and the keys of dicts.
 
     An operation of your own passes its operands as `_children`, its name as `_op`, and as `_backward` a function that
     is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand.
 
-    Raises TypeError for data that are no real numbers, ValueError for ragged lists and ints too large for a float.
+    Raises TypeError for data that are no real numbers and for a `_backward` that is no function.
     """
 
-    __slots__ = ("data", "label", "requires_grad", "_grad", "_pending", "_prev", "_op", "_backward", "__weakref__")
+    __slots__ = (
+        "_data", "_grad", "_shared_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label", "__weakref__"
+    )  # fmt: skip
 
     # Makes `array * value` call Value.__rmul__, and `np.exp(value)` a TypeError. Without it NumPy would take the Value
     # for some object and build an array of objects.
     __array_ufunc__ = None
+    __contains__ = None  # `x in value` would compare with ==
 
-    def __init__(
-        self,
-        data: Operand,
-        _children: tuple[Value, ...] = (),
-        _op: str = "",
-        _backward: Callable | None = None,
-        label: str = "",
-    ):
+    def __init__(self, data: Operand, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
+        if type(_children) is not tuple:
+            _children = tuple(_children)
+        if _backward is not None and not callable(_backward):
+            raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
         requires_grad = not _children
-        try:
-            for child in _children:
-                if child.requires_grad and _recording:
-                    requires_grad = True
-        except (AttributeError, TypeError):
-            raise TypeError("_children must be a tuple of Values") from None
+        for child in _children:
+            if child.requires_grad:
+                requires_grad = not _paused or threading.get_ident() not in _paused
+                break
         if type(data) is not float:
-            data = _as_data(data, _children)
+            data = _as_data(data)
+            if _children and type(data) is np.float64 and all(type(v.data) is float for v in _children):
+                data = float(data)  # NumPy's answer to Python's numbers
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
-        self.data = data
-        self.label = label
-        self.requires_grad = requires_grad
-        self._grad = self._pending = None  # made when they are needed
+        self._data = data
+        self._grad = self._shared_grad = None  # made when they are needed
+        self._pending = _CLOSED
         self._prev = _children
         self._op = _op
         self._backward = _backward
+        self.requires_grad = requires_grad
+        self.label = label
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of data; () for a number."""
-        return () if type(self.data) is float else self.data.shape
+    def data(self) -> np.ndarray | float:
+        return self._data
+
+    @data.setter
+    def data(self, data: ArrayLike) -> None:
+        data = _as_data(data)
+        if np.shape(data) != self.shape or np.result_type(data) != self.dtype:
+            self._grad = self._shared_grad = None  # it belongs to what data was
+        self._data = data
 
     @property
     def grad(self) -> np.ndarray | float:
-        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape.
-
-        Raises ValueError if it does not broadcast, TypeError if it is no real number or array.
-        """
+        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape."""
         if self._grad is None:
-            self._grad = 0.0 if type(self.data) is float else np.zeros_like(self.data)
+            grad = self._shared_grad  # perhaps another Value's gradient as well: whoever looks at it gets a copy
+            if type(self.data) is float:
+                self._grad = grad or 0.0
+            else:
+                self._grad = np.zeros_like(self.data) if grad is None else np.array(grad, self.data.dtype)
         return self._grad
 
     @grad.setter
-    def grad(self, grad: np.ndarray | float):
-        grad = _as_data(grad, name="grad")
+    def grad(self, grad: ArrayLike) -> None:
+        grad = _as_data(grad, "grad")
         try:
             grad = np.broadcast_to(grad, self.shape)
         except ValueError:
             raise ValueError(f"grad must have data's shape {self.shape}, got {np.shape(grad)}") from None
         self._grad = float(grad) if type(self.data) is float else np.array(grad, self.data.dtype)
 
-    def __repr__(self) -> str:
-        return f"Value(data={self.data}, grad={self.grad})"
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return () if type(self._data) is float else self._data.shape
 
-    def __array__(self, *args, **kwargs):
-        raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
+    @property
+    def dtype(self) -> np.dtype:
+        return np.result_type(self._data)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __repr__(self) -> str:
+        text = "Value(" + (_array_text(self.data, "Value(") if self.shape else str(self.data))
+        if type(self.data) is not float:
+            text += f", shape={self.shape}, dtype={self.dtype}"
+        if self.label:
+            text += f", label={self.label!r}"
+        if self._grad is not None or self._shared_grad is not None:
+            text += f", grad={_array_text(self.grad) if self.shape else self.grad}"
+        return text + ")"
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
-    # as_value makes a constant of a number or an array. A constant ignores its gradient, and where that gradient costs
-    # something it is not even computed. add_grad undoes what broadcasting did to an operand, for all operations.
+    # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
+    # operations, and ignores what a constant is handed; only where computing that takes matrix products is it asked.
+    # _data is data, without the detour through the property, which graphs of numbers would feel.
 
     def __add__(self, other: Operand) -> Value:
         if type(other) is not Value:
@@ -127,7 +167,7 @@ class Value:
             self.add_grad(grad)
             other.add_grad(grad)
 
-        return Value(self.data + other.data, (self, other), "+", _backward)
+        return Value(self._data + other._data, (self, other), "+", _backward)
 
     def __sub__(self, other: Operand) -> Value:
         if type(other) is not Value:
@@ -135,42 +175,38 @@ class Value:
 
         def _backward(grad):  # d(a - b) = da - db
             self.add_grad(grad)
-            if other.requires_grad:
-                other.add_grad(-grad)
+            other.add_grad(-grad)
 
-        return Value(self.data - other.data, (self, other), "-", _backward)
+        return Value(self._data - other._data, (self, other), "-", _backward)
 
     def __mul__(self, other: Operand) -> Value:
         if type(other) is not Value:
             other = as_value(other, like=self)
-        a, b = self.data, other.data
+        a, b = self._data, other._data
 
         def _backward(grad):  # d(a b) = b da + a db
-            if self.requires_grad:
-                self.add_grad(grad * b)
-            if other.requires_grad:
-                other.add_grad(grad * a)
+            self.add_grad(grad * b)
+            other.add_grad(grad * a)
 
         return Value(a * b, (self, other), "*", _backward)
 
     def __truediv__(self, other: Operand) -> Value:
         if type(other) is not Value:
             other = as_value(other, like=self)
-        b = other.data
-        out = np.true_divide(self.data, b)  # by 0 this is inf or nan, for Python's numbers too
+        b = other._data
+        out = np.true_divide(self._data, b)  # by 0 this is inf or nan, for Python's numbers too
 
         def _backward(grad):  # d(a / b) = da / b - (a / b) db / b
             grad = np.true_divide(grad, b)
             self.add_grad(grad)
-            if other.requires_grad:
-                other.add_grad(-grad * out)
+            other.add_grad(-grad * out)
 
         return Value(out, (self, other), "/", _backward)
 
     def __pow__(self, exponent: float) -> Value:
         """Elementwise power. Raises TypeError for an exponent that is no real number: a Value or an array."""
         n = _real("the exponent of **", exponent)
-        x = np.asarray(self.data)  # NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
+        x = np.asarray(self._data)  # NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
         def _backward(grad):  # d(x^n) = n x^(n-1) dx; for n = 0 it is 0, also where x^-1 is infinite
             self.add_grad(grad * (n * x ** (n - 1)) if n else np.zeros_like(x))
@@ -184,16 +220,18 @@ class Value:
         """
         if type(other) is not Value:
             other = as_value(other, like=self)
-        a, b = self.data, other.data
+        a, b = self._data, other._data
         try:
             out = np.matmul(a, b)
         except ValueError:
             raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}") from None
 
-        def _backward(grad):  # d(A B) = dA B + A dB; a vector is one row on the left, one column on the right
-            A = a[None, :] if a.ndim == 1 else a  # (..., m, n)
-            B = b[:, None] if b.ndim == 1 else b  # (..., n, p)
-            grad = np.reshape(grad, out.shape[: out.ndim - (a.ndim > 1) - (b.ndim > 1)] + (A.shape[-2], B.shape[-1]))
+        def _backward(grad):  # d(A B) = dA B + A dB
+            A, B = a, b
+            if b.ndim == 1:  # one column
+                B, grad = b[:, None], np.expand_dims(grad, -1)
+            if a.ndim == 1:  # one row
+                A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
                 self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n)
             if other.requires_grad:
@@ -204,7 +242,7 @@ class Value:
 
     def tanh(self) -> Value:
         """Elementwise hyperbolic tangent."""
-        out = np.tanh(self.data)
+        out = np.tanh(self._data)
 
         def _backward(grad):  # d tanh(x) = (1 - tanh(x)^2) dx
             self.add_grad(grad * (1 - out * out))
@@ -213,11 +251,8 @@ class Value:
 
     def relu(self) -> Value:
         """Elementwise max(x, 0); its derivative at 0 is 0."""
-        x = self.data
-        if type(x) is float:
-            out = 0.0 if x <= 0 else x  # nan stays nan
-        else:
-            out = np.maximum(x, 0)
+        x = self._data
+        out = max(x, 0.0) if type(x) is float else np.maximum(x, 0)  # x first: nan stays nan
 
         def _backward(grad):  # dx where x > 0
             self.add_grad(grad * (out > 0))
@@ -226,7 +261,7 @@ class Value:
 
     def exp(self) -> Value:
         """Elementwise exponential."""
-        out = np.exp(self.data)
+        out = np.exp(self._data)
 
         def _backward(grad):  # d exp(x) = exp(x) dx
             self.add_grad(grad * out)
@@ -234,8 +269,8 @@ class Value:
         return Value(out, (self,), "exp", _backward)
 
     def log(self, eps: float = 1e-12) -> Value:
-        """Elementwise log(x + eps), finite at x = 0. Raises TypeError for an eps that is no real number."""
-        shifted = self.data + _real("eps", eps)
+        """Elementwise log(x + eps), finite at x = 0."""
+        shifted = self._data + _real("eps", eps)
 
         def _backward(grad):  # d log(x + eps) = dx / (x + eps)
             self.add_grad(np.true_divide(grad, shifted))
@@ -245,8 +280,7 @@ class Value:
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The sum over all elements, or over the given axes, which keepdims leaves in place with length 1.
 
-        Raises TypeError for axes that are no integers or a keepdims that is no boolean, ValueError for an axis that
-        data do not have.
+        Raises TypeError for axes that are no integers, ValueError for an axis that data do not have.
         """
         shape, keepdims = self.shape, _boolean("keepdims", keepdims)
         axes = _axes(axis, len(shape))
@@ -254,7 +288,7 @@ class Value:
         def _backward(grad):  # each element counts once: its gradient is the sum's
             self.add_grad(np.broadcast_to(grad if keepdims else np.expand_dims(grad, axes), shape))
 
-        return Value(np.sum(self.data, axis=axes, keepdims=keepdims), (self,), "sum", _backward)
+        return Value(np.sum(self._data, axis=axes, keepdims=keepdims), (self,), "sum", _backward)
 
     def reshape(self, *shape: int) -> Value:
         """The same elements in another shape, given as integers or as one tuple; one of them may be -1.
@@ -264,15 +298,64 @@ class Value:
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
         shape = tuple(_integer("a size in reshape", n, -1) for n in shape)
+        before = self.shape
         try:
-            out = np.reshape(self.data, shape)
+            out = np.reshape(self._data, shape)
         except (ValueError, OverflowError):
-            raise ValueError(f"cannot reshape {self.shape} to {shape}") from None
+            raise ValueError(f"cannot reshape {before} to {shape}") from None
 
         def _backward(grad):  # the same elements, back in their places
-            self.add_grad(np.reshape(grad, self.shape))
+            self.add_grad(np.reshape(grad, before))
 
         return Value(out, (self,), "reshape", _backward)
+
+    def transpose(self, *axes: int) -> Value:
+        """The axes in another order, given as integers or as one tuple; without any, in reverse.
+
+        Raises TypeError for axes that are no integers, ValueError unless each axis is there once.
+        """
+        if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
+            axes = tuple(axes[0])
+        axes = _axes(axes, self.ndim) if axes else tuple(range(self.ndim))[::-1]
+        if len(axes) != self.ndim:
+            raise ValueError(f"transpose takes each axis of {self.shape} once, got {axes}")
+
+        def _backward(grad):  # back into the old order
+            self.add_grad(np.transpose(grad, np.argsort(axes)))
+
+        return Value(np.transpose(self._data, axes), (self,), "transpose", _backward)
+
+    def __getitem__(self, index) -> Value:
+        """What NumPy's indexing picks: integers, slices, None, ..., arrays of integers or booleans.
+
+        Raises what NumPy raises: IndexError for an index that is out of bounds, or of another kind.
+        """
+        x = np.asarray(self._data)
+        out = x[index]
+        index = copy.deepcopy(index)  # an array in it may be changed before the backward pass
+
+        def _backward(grad):  # back to where they were picked; where one was picked twice, both gradients count
+            dx = np.zeros_like(x)
+            np.add.at(dx, index, grad)
+            self.add_grad(dx)
+
+        return Value(out, (self,), "[]", _backward)
+
+    def astype(self, dtype: np.typing.DTypeLike) -> Value:
+        """The same numbers in another floating dtype; self if it is that of data. The gradient comes back in data's.
+
+        Raises TypeError for a dtype that a Value does not hold, such as int or float16.
+        """
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype:
+            return self
+        if dtype.kind != "f" or dtype.itemsize < 4:
+            raise TypeError(f"astype takes float32, float64 or a longer float, got {dtype}")
+
+        def _backward(grad):  # add_grad casts
+            self.add_grad(grad)
+
+        return Value(np.asarray(self._data).astype(dtype), (self,), "astype", _backward)
 
     # ---- Composed: from the primitives, so that they need no gradient of their own. ---------------------------------
 
@@ -281,10 +364,29 @@ class Value:
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The mean over all elements or over the given axes. Raises what `sum` raises."""
-        count = math.prod(self.shape[i] for i in _axes(axis, len(self.shape)))
+        count = math.prod(self.shape[i] for i in _axes(axis, self.ndim))
         return self.sum(axis, keepdims) / count
 
-    __radd__ = __add__
+    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
+        """The largest element of all or over the given axes; of equal ones the first gets the gradient. nan counts as
+        largest. Raises what `sum` raises, and ValueError where there is no element."""
+        keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))
+        if not axes:
+            return self
+        kept = [i for i in range(self.ndim) if i not in axes]
+        size = [self.shape[i] for i in kept]
+        rows = self.transpose(*kept, *axes).reshape(math.prod(size), math.prod(self.shape[i] for i in axes))
+        if rows.shape[1] == 0:
+            raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
+        largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
+        return largest.reshape([n if i in kept else 1 for i, n in enumerate(self.shape)] if keepdims else size)
+
+    @property
+    def T(self) -> Value:
+        """The axes in reverse order."""
+        return self.transpose()
+
+    __radd__ = __add__  # other + self
     __rmul__ = __mul__
 
     def __rsub__(self, other: Operand) -> Value:
@@ -298,6 +400,50 @@ class Value:
 
     def __rpow__(self, other: Operand):
         raise TypeError("the exponent of ** must be a real number, got a Value")
+
+    # ---- Where Python expects a number or a sequence ----------------------------------------------------------------
+
+    def item(self) -> float:
+        """The only element, as a Python float; also float(value) and f"{value:.4f}". Raises TypeError for several."""
+        if np.size(self.data) != 1:
+            raise TypeError(f"a Value of shape {self.shape} is not one number: use .data")
+        return float(np.ravel(self.data)[0])
+
+    __float__ = item
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __lt__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.less(self.data, as_value(other).data)
+
+    def __le__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.less_equal(self.data, as_value(other).data)
+
+    def __gt__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.greater(self.data, as_value(other).data)
+
+    def __ge__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.greater_equal(self.data, as_value(other).data)
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __len__(self) -> int:
+        return len(np.asarray(self.data))
+
+    def __iter__(self) -> Iterator[Value]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
+
+    def __getstate__(self):
+        """For copy and pickle. The closures of a copied graph would still lead to the original's leaves."""
+        if self._prev:
+            raise TypeError(f"only leaves can be copied or pickled, not the result of {self._op!r}: copy its .data")
+        state = {name: getattr(self, name) for name in self.__slots__ if name not in ("__weakref__", "_pending")}
+        return None, {**state, "_grad": copy.copy(self._grad), "_pending": None}
 
     # ---- Backward ---------------------------------------------------------------------------------------------------
 
@@ -313,37 +459,98 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)
-        for node in order:
-            node._pending = None  # what add_grad adds up
-            if node._backward is None and node._prev:
-                raise ValueError(f"a Value of shape {node.shape} was made with _children but without a _backward")
-        self._pending = 1.0 if type(self.data) is float else np.ones_like(self.data)
-        for node in reversed(order):  # each Value after all of its uses
-            if node._prev and node._pending is not None:
-                node._backward(node._pending)
-        for node in order:
-            grad, node._pending = node._pending, None
+        order.reverse()  # each Value after all of its uses
+        around, grads = [], []
+        try:
+            for node in order:
+                if node._pending is not _CLOSED:  # in a pass around this one, in which a _backward called it
+                    around.append((node, node._pending))
+                node._pending = None  # what add_grad adds up
+            self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)
+            for node in order:
+                grad, node._pending = node._pending, _CLOSED  # it is complete, and add_grad refuses to change it
+                if grad is not None and node._prev:
+                    if node._backward is None:
+                        raise ValueError(
+                            f"a Value of shape {node.shape} was made with _children but without a _backward"
+                        )
+                    node._backward(grad)
+                grads.append(grad)
+        finally:
+            for node in order[len(grads) :]:
+                node._pending = _CLOSED
+            for node, pending in around:
+                node._pending = pending
+        grads = [grad if node._prev else node._plus(grad) for node, grad in zip(order, grads)]
+        for node, grad in zip(order, grads):
             if node._prev:
+                node._grad, node._shared_grad = None, grad
+            else:
                 node._grad = grad
-            elif type(grad) is float:
-                node._grad = grad if node._grad is None else node._grad + grad
-            elif grad is not None:
-                total = np.array(grad, node.data.dtype)  # a copy: a leaf's gradient is its own
-                if node._grad is not None:
-                    total += node._grad
-                node._grad = total
+
+    backward = backward_all  # micrograd's and PyTorch's name
+
+    def _plus(self, grad):
+        """A leaf's gradient and what a pass has added to it: its own array."""
+        if grad is None or type(grad) is float:
+            return self._grad if grad is None else grad + (self._grad or 0.0)
+        total = np.array(grad, self._data.dtype)
+        if self._grad is not None:
+            total += self._grad
+        return total
 
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
 
-        Raises ValueError if the shape of grad is neither data's nor one that data broadcast to.
+        grad has data's shape, or one that data broadcast to. Raises ValueError for another shape, and for a Value that
+        is not among the `_children` of the result whose `_backward` is being called.
         """
         if not self.requires_grad:
             return
-        if type(grad) is not float or type(self.data) is not float:
-            grad = _like(grad, self.data)
-        # Not +=: the array may be another Value's gradient as well.
-        self._pending = grad if self._pending is None else self._pending + grad
+        if type(grad) is not float or type(self._data) is not float:
+            grad = unbroadcast(np.asarray(grad), self.shape)
+            grad = float(grad) if type(self._data) is float else grad.astype(self._data.dtype, copy=False)
+        if self._pending is None:
+            self._pending = grad
+        elif self._pending is _CLOSED:
+            raise ValueError("add_grad takes gradients of a result's _children only, during backward_all")
+        else:  # not +=: the array may be another Value's gradient as well
+            self._pending = self._pending + grad
+
+
+_CLOSED = object()  # what _pending is outside of a backward pass, and in it from the Value's own turn on
+
+
+# ---- Data -----------------------------------------------------------------------------------------------------------
+
+
+def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
+    """x if it is a Value, else x as a constant: a Value that gets no gradient.
+
+    Integer and boolean arrays become floats; of which kind, NumPy's rules for them and the dtype of `like` decide.
+    Raises TypeError as Value does, with this name for x.
+    """
+    if isinstance(x, Value):
+        return x
+    if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
+        x = np.asarray(_as_data(x, name), np.result_type(x.dtype, like.dtype))
+    constant = Value(x if type(x) is float else _as_data(x, name))
+    constant.requires_grad = False
+    return constant
+
+
+def _as_data(data, name="data"):
+    """What a Value holds: a Python float, or an array or a number of NumPy's, of float32 or longer."""
+    if isinstance(data, (int, float, np.integer, np.bool_)) and not isinstance(data, np.floating):
+        return float(data)
+    if isinstance(data, Value):
+        raise TypeError(f"{name} must be a number or an array, got a Value")
+    array = data if type(data) is np.ndarray or isinstance(data, np.floating) else np.asarray(data)
+    if array.dtype.kind not in "biuf" or isinstance(data, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
+    if array.dtype.kind == "f":
+        return array if array.dtype.itemsize > 2 else array.astype(np.float32)
+    return array.astype(np.float64)
 
 
 # ---- Graph ----------------------------------------------------------------------------------------------------------
@@ -357,20 +564,18 @@ def topological_order(root: Value) -> list[Value]:
     such additions 2^n times. Backwards in this order every Value is visited once, after all of its uses.
 
     The stack is a list, not Python's own, which a graph of a thousand operations in a row would overflow.
-
-    Raises TypeError for a root that is no Value.
     """
     if not isinstance(root, Value):
         raise TypeError(f"a graph leads to a Value, got {type(root).__name__}")
-    order, visited, stack = [], set(), [root]
-    while stack:
-        node = stack.pop()
+    order, visited, to_visit = [], set(), [root]
+    while to_visit:
+        node = to_visit.pop()
         if node is None:  # then all operands of the Value below it are in order
-            order.append(stack.pop())
+            order.append(to_visit.pop())
         elif node not in visited:
             visited.add(node)
-            stack += (node, None)
-            stack += node._prev
+            to_visit += (node, None)
+            to_visit += node._prev
     return order
 
 
@@ -391,29 +596,19 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-def _like(grad, data):
-    """grad with the shape and dtype of data."""
-    grad = np.asarray(grad)
-    if type(data) is float:
-        return float(unbroadcast(grad, ()))
-    return unbroadcast(grad, data.shape).astype(data.dtype, copy=False)
-
-
-_recording = True
+_paused: set[int] = set()  # the threads that are inside no_grad
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Inside `with no_grad():` no graph is recorded: results are constants, and keep no operand alive.
-
-    It holds for the whole process: other threads should not record graphs meanwhile.
-    """
-    global _recording
-    before, _recording = _recording, False
+    """Inside `with no_grad():` this thread records no graph: results are constants, and keep no operand alive."""
+    thread, inside = threading.get_ident(), threading.get_ident() in _paused
+    _paused.add(thread)
     try:
         yield
     finally:
-        _recording = before
+        if not inside:
+            _paused.discard(thread)
 
 
 # ---- Functions ------------------------------------------------------------------------------------------------------
@@ -431,19 +626,44 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
     (axis,) = _axes((axis,), len(shapes[0]) + 1)
+    arrays = [v.data for v in values]
 
     def _backward(grad):
         for value, part in zip(values, np.moveaxis(grad, axis, 0)):
             value.add_grad(part)
 
-    return Value(np.stack([v.data for v in values], axis, dtype=_result_dtype(values)), values, "stack", _backward)
+    return Value(np.stack(arrays, axis, dtype=np.result_type(*arrays)), values, "stack", _backward)
 
 
-# conv2d and max_pooling compute in blocks of whole rows, which stay in the cache unless the rows are very long.
-BLOCK_BYTES = 2 << 20
-# With AVX-512, OpenBLAS does not rearrange matrices whose product takes no more multiplications than this. In larger
-# ones, a step of the CNN, which has few channels, would take 1.1 (batch 16) to 1.45 times as long (batch 64).
-SMALL_PRODUCT = 10**6
+def _output_size(name, shape, kernel, stride, padding):
+    """How often the kernel fits into each axis of the padded image."""
+    sizes = [(n + 2 * padding - k) // stride + 1 for n, k in zip(shape[2:], kernel)]
+    if min(sizes) < 1:
+        raise ValueError(f"{name}: a window of {kernel} is larger than x of shape {shape} with padding {padding}")
+    return sizes
+
+
+def _windows(rows, k, stride=1):
+    """Rows (h, m, n), each a matrix, to (h', k * m, n): in matrix y, rows y * stride ... y * stride + k - 1 stand one
+    below the other. That is how they lie in memory, so this is a view, without a copy; NumPy checks that it fits."""
+    h, m, n = rows.shape
+    row, line, number = rows.strides
+    return np.ndarray(((h - k) // stride + 1, k * m, n), rows.dtype, rows, 0, (stride * row, line, number))
+
+
+def _column_parts(n, kernel_size):
+    """Slices of n columns that BLAS multiplies fastest: up to a million multiplications, if that is 1000 columns."""
+    longest = 10**6 // kernel_size
+    parts = math.ceil(n / longest) if longest >= 1000 and n else 1
+    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+
+
+def _products(kernel, windows):
+    """kernel (O, K) @ windows (h, K, n) = (h, O, n)."""
+    out = np.empty((len(windows), len(kernel), windows.shape[2]), windows.dtype)
+    for part in _column_parts(windows.shape[2], kernel.size):
+        np.matmul(kernel, windows[:, :, part], out=out[:, :, part])
+    return out
 
 
 def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, padding: int = 0) -> Value:
@@ -454,122 +674,89 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
         out[n, o, Y, X] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, Y * stride + i, X * stride + j]
 
-    What kernel cell (c, i, j) sees while the kernel slides over the image is one row of a matrix, the columns
-    ("im2col", Chellapilla et al. 2006), and the sum is w @ columns. The bias is one more cell, which always sees 1.
-    The gradients of w and b are those of this product; the gradient of x is another product (`image_gradient`, below).
+    `loop_conv2d` in tests/gradcheck.py is this definition in seven loops, with its gradients.
 
-    Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image, a stride below 1 or
-    a padding below 0; TypeError for a stride or padding that is no integer.
+    Here, each image row is copied kw times: copy j is what kernel column j sees while the kernel slides along the row.
+    With all copies one below the other, the kernel's kh rows see neighbours, and one product gives one row of the
+    result. For an image of 3 x 3 pixels and the kernel a b / c d:
+
+        1 2 3     row 0, seen by column 0:  1 2                   1 2                         4 5
+        4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = row 0     [a b c d]  5 6  = row 1
+        7 8 9     row 1, seen by column 0:  4 5                   4 5    of out               7 8    of out
+                         seen by column 1:  5 6                   5 6                         8 9
+                  row 2, seen by column 0:  7 8
+                         seen by column 1:  8 9
+
+    With C channels, each of these lines is C lines; with N images, each number in it is N numbers. A stride copies every
+    stride-th column only, and takes every stride-th of the products. Line (i, j, c) of a product's right-hand side is
+    what kernel cell (i, j) sees of channel c.
+
+    Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the padded image.
     """
     x, w, b = as_value(x, "x"), as_value(w, "w"), None if b is None else as_value(b, "b")
-    if len(x.shape) != 4 or len(w.shape) != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
+    if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
         raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw) not empty, got shapes {x.shape} and {w.shape}")
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"conv2d takes b (O,) = {w.shape[:1]}, got shape {b.shape}")
     (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
-    s = min(s, max(H, W) + 2 * p)  # a longer stride gives the same, and at some length NumPy gives up
     children = (x, w) if b is None else (x, w, b)
-    dtype = _result_dtype(children)
-    K = C * kh * kw + 1  # the cells of a kernel, and its bias: to add and to sum it would cost a step 4 to 7 % more
-    kernel = np.zeros((O, K), dtype)
-    kernel[:, :-1] = w.data.reshape(O, -1)
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
+
+    # Inside, an image is (row, channel, column, image). Only speed depends on this order: the numbers of N images lie
+    # side by side, and results keep the order in memory, so that the next convolution or pooling has nothing to move.
+    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
+    padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
+    copies = np.empty((H + 2 * p, kw, C, ow, N), kernel.dtype)
+    for j in range(kw):
+        copies[:, j] = padded[:, :, j : j + s * ow : s]
+    # Kept for the backward pass: kw times the image, but to copy it again would take longer than the product.
+    seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
+    out = _products(kernel.transpose(0, 2, 3, 1).reshape(O, -1), seen)  # (oh, O, ow * N)
     if b is not None:
-        kernel[:, -1] = b.data
-
-    # image[q] has the columns q, q + s, q + 2 s, ... of the padded x. What a kernel cell sees then lies side by side in
-    # memory for every stride; in the usual order a stride of 2 takes 1.3 times as long with 8 images.
-    def positions(first, length):
-        """The padded positions first, first + s, ... along an axis of x: which pixels of x these are, and which of the
-        positions are in x."""
-        skipped = max(0, -(-(p - first) // s))
-        pixels = range(first - p + skipped * s, length, s)
-        return slice(pixels.start, length, s), slice(skipped, skipped + len(pixels))
-
-    width = -(-(W + 2 * p) // s)  # of image[q]
-    columns_of_x = [positions(q, W) for q in range(min(s, kw))]
-    image = np.zeros((len(columns_of_x), C, H + 2 * p, width, N), dtype)
-    for q, (in_x, inside) in enumerate(columns_of_x):
-        image[q, :, p : p + H, inside] = x.data.transpose(1, 2, 3, 0)[:, :, in_x]
-    windows = [_windows(image[q], (kh, len(range(q, kw, s))), (oh, ow), s) for q in range(min(s, kw))]
-
-    size = SMALL_PRODUCT // (O * K)  # how many columns a block has
-    if size < 2048:  # small products pay only if they are long
-        size = BLOCK_BYTES // (K * dtype.itemsize)
-    images = _slices(N or 1, max(64, size // ow))  # of 33 or more, if there are: copying less at a time is slow
-    most = images[-1].stop - images[-1].start
-
-    def blocks(rows, length):
-        """Slices of so many rows of this length, and of the images: together at most size columns, or one row."""
-        return [(ys, ns) for ys in _slices(rows, size // (length * most)) for ns in images]
-
-    def columns(ys, ns):
-        """What each kernel cell, and the bias, sees in these output rows of these images: (K, rows * ow * images)."""
-        seen = [window[:, :, :, ys, :, ns] for window in windows]
-        shape = seen[0].shape[3:]  # (rows, ow, images)
-        matrix = np.empty((K, math.prod(shape)), dtype)
-        for q, cells in enumerate(seen):
-            matrix[:-1].reshape(C, kh, kw, *shape)[:, :, q::s] = cells
-        matrix[-1] = 1
-        return matrix
-
-    out = np.empty((O, oh, ow, N), dtype)
-    for ys, ns in blocks(oh, ow):
-        block = out[:, ys, :, ns]
-        if len(images) == 1:  # then the block is a matrix in memory, too: without a copy, up to 15 % faster
-            np.matmul(kernel, columns(ys, ns), out=block.reshape(O, -1))
-        else:
-            block[...] = (kernel @ columns(ys, ns)).reshape(block.shape)
-
-    def image_gradient(dout):
-        """dx[c, Y, X] = sum over o, i, j of w[o, c, i, j] * dout[o, (Y + p - i) / s, (X + p - j) / s] if integers.
-
-        The sum over i is part of the matrix product: the output rows of all i are stacked. The sum over j follows: the
-        product of each kernel column is added to the pixels that this column saw. With neither, adding a product for
-        each kernel cell, a convolution and its gradients take 1.2 to 1.4 times as long.
-        """
-        dx = np.zeros((C, H, W, N), dtype)
-        # Kernel rows i, i + s, ... see the same rows of x: their outputs are stacked. For a kernel almost as large as x
-        # these would be mostly zeros, and it goes row by row: 14 x 14 on 14 x 14 takes a seventh of the time.
-        step = s if H <= 2 * s * oh else kh
-        for i in range(min(step, kh)):
-            part = kernel[:, :-1].reshape(O, C, kh, kw)[:, :, i::step]
-            m = part.shape[2]
-            part = part[:, :, ::-1].transpose(3, 1, 0, 2).reshape(kw * C, O * m)
-            padded = dout
-            if (m, width) != (1, ow):  # zeros for what a kernel row or column did not see; 1 x 1 has none: 14 % less
-                padded = np.zeros((O, oh + 2 * (m - 1), width, N), dtype)
-                padded[:, m - 1 : m - 1 + oh, :ow] = dout
-            rows_in_x, rows_inside = positions(i, H)
-            stacked = _windows(padded, (m, 1), (oh + m - 1, width))[:, :, 0, rows_inside]  # (O, m, rows, width, N)
-            dx_rows = dx[:, rows_in_x]
-            for ys, ns in blocks(stacked.shape[2], width):
-                douts = stacked[:, :, ys, :, ns]
-                products = (part @ douts.reshape(O * m, -1)).reshape(kw, -1)
-                # Kernel column j saw what column j % s saw, j // s positions further. As rows end in so many zeros, all
-                # of them are shifted as one.
-                for j in range(s, kw):
-                    shift = j // s * douts.shape[-1]
-                    products[j % s, shift:] += products[j, :-shift]
-                for q, (in_x, inside) in enumerate(columns_of_x):
-                    pixels, product = dx_rows[:, ys, in_x, ns], products[q].reshape(C, *douts.shape[2:])[:, :, inside]
-                    pixels[...] = product if step == s else pixels + product
-        return dx.transpose(3, 0, 1, 2)
+        out += b.data[:, None]
 
     def _backward(grad):
-        grad = _batch_last(grad)  # (O, oh, ow, N)
-        if any(v.requires_grad for v in children[1:]):
-            dkernel = np.zeros((K, O), dtype)  # this way round the product takes half the time
-            for ys, ns in blocks(oh, ow):
-                dkernel += columns(ys, ns) @ grad[:, ys, :, ns].reshape(O, -1).T
-            w.add_grad(dkernel[:-1].T.reshape(w.shape))
-            if b is not None:
-                b.add_grad(dkernel[-1])
+        grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0)).reshape(oh, O, ow * N)
+        if b is not None:
+            b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))
+        if w.requires_grad:
+            parts = _column_parts(ow * N, kernel.size)
+            dw = sum((seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0) for part in parts)
+            w.add_grad(dw.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
         if x.requires_grad:
-            x.add_grad(image_gradient(grad))
+            dx = _image_gradient(grad, kernel, padded.shape, ow, s)[p : p + H, :, p : p + W]
+            x.add_grad(dx.transpose(3, 1, 0, 2))
 
-    return Value(out.transpose(3, 0, 1, 2), children, "conv2d", _backward)
+    return Value(out.reshape(oh, O, ow, N).transpose(3, 1, 0, 2), children, "conv2d", _backward)
+
+
+def _image_gradient(grad, kernel, shape, ow, s):
+    """The gradient (H, C, W, N) of conv2d's padded image, from the gradient (oh, O, ow * N) of its result.
+
+    It is a convolution of grad: pixel (Y, X) was seen by kernel cell (i, j) for the result at ((Y - i) / s, (X - j) / s),
+    where these are integers, and its gradient is the sum of w[o, c, i, j] * grad[o, (Y - i) / s, (X - j) / s].
+
+    So image row Y = a + s y, where a < s, met only the kernel rows a, a + s, ..., and these met the result's rows y,
+    y - 1, ...: with the kernel's rows turned round, that is a window, and one product gives the gradients of the
+    row's kw copies. A pixel's gradient is the sum of those of its copies; column X = b + s x met columns b, b + s, ...
+    """
+    (oh, O, _), (H, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
+    dpadded = np.zeros(shape, grad.dtype)
+    for a in range(min(s, kh)):
+        met = kernel[:, :, a::s][:, :, ::-1]  # (O, C, m, kw)
+        m = met.shape[2]
+        around = np.zeros((oh + 2 * (m - 1), *grad.shape[1:]), grad.dtype)  # before and after the result: nothing
+        around[m - 1 : m - 1 + oh] = grad
+        dcopies = _products(met.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(around, m))
+        dcopies = dcopies.reshape(oh + m - 1, kw, C, ow, N)
+        for b in range(min(s, kw)):
+            dcolumns = np.zeros((oh + m - 1, C, len(range(b, W, s)), N), grad.dtype)
+            for x, j in enumerate(range(b, kw, s)):
+                dcolumns[:, :, x : x + ow] += dcopies[:, j]
+            dpadded[a::s, :, b::s][: oh + m - 1] = dcolumns
+    return dpadded
 
 
 def max_pooling(x: Operand, stride: int) -> Value:
@@ -579,70 +766,30 @@ def max_pooling(x: Operand, stride: int) -> Value:
     gradient, so that its sum is kept (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the
     gradient.
 
-    Raises ValueError unless x has four axes and is at least one window large, or for a stride below 1; TypeError for a
-    stride that is no integer.
+    Raises ValueError unless x has four axes and is at least one window large.
     """
     x, s = as_value(x, "x"), _integer("stride", stride, 1)
-    if len(x.shape) != 4:
+    if x.ndim != 4:
         raise ValueError(f"max_pooling takes x (N, C, H, W), got shape {x.shape}")
     oh, ow = _output_size("max_pooling", x.shape, (s, s), s, 0)
 
-    image = _batch_last(x.data)
-    blocks = _slices(oh, BLOCK_BYTES // (2 * image[:, :s].nbytes or 1))  # of output rows: 6 % of a step at batch 256
-
-    def cells(array, ys):
-        """The s * s cells of the windows in output rows ys, in row-major order: views of shape (C, rows, ow, N)."""
-        return [array[:, ys.start * s + i : ys.stop * s : s, j : ow * s : s] for i in range(s) for j in range(s)]
-
-    out = np.empty((image.shape[0], oh, ow, image.shape[3]), image.dtype)
-    for ys in blocks:
-        out[:, ys] = functools.reduce(np.maximum, cells(image, ys))
+    image = np.ascontiguousarray(x.data.transpose(2, 1, 3, 0))  # (H, C, W, N), as in conv2d
+    rows = functools.reduce(np.maximum, [image[i : oh * s : s] for i in range(s)])  # (oh, C, W, N)
+    out = functools.reduce(np.maximum, [rows[:, :, j : ow * s : s] for j in range(s)])  # (oh, C, ow, N)
 
     def _backward(grad):
-        grad, dimage = _batch_last(grad), np.empty_like(image)
-        dimage[:, oh * s :] = dimage[:, :, ow * s :] = 0  # what fills no window
-        for ys in blocks:
-            rest = grad[:, ys].copy()  # what no cell has taken yet
-            *firsts, last = zip(cells(image, ys), cells(dimage, ys))
-            for cell, dcell in firsts:
-                taken = rest * (cell == out[:, ys])
-                dcell[...] = taken
-                rest -= taken
-            last[1][...] = rest
-        x.add_grad(dimage.transpose(3, 0, 1, 2))
+        grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0))
+        dimage = np.empty_like(image)
+        dimage[oh * s :] = dimage[:, :, ow * s :] = 0  # what fills no window
+        free = np.ones(out.shape, bool)  # the windows whose gradient no cell has taken yet
+        for i, j in np.ndindex(s, s):
+            cell = np.s_[i : oh * s : s, :, j : ow * s : s]
+            takes = free if (i, j) == (s - 1, s - 1) else free & (image[cell] == out)
+            dimage[cell] = grad * takes
+            free ^= takes
+        x.add_grad(dimage.transpose(3, 1, 0, 2))
 
-    return Value(out.transpose(3, 0, 1, 2), (x,), "max_pooling", _backward)
-
-
-def _batch_last(x: np.ndarray) -> np.ndarray:
-    """x (N, C, H, W) as (C, H, W, N), contiguous.
-
-    NumPy then works on N numbers or more side by side: pooling takes half, im2col a third of the time that it takes in
-    the usual order. conv2d and max_pooling leave their results in this order in memory, and elementwise operations
-    keep it, so that the next one copies nothing here.
-    """
-    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
-
-
-def _windows(image, kernel, size, stride=1):
-    """What each kernel cell sees of image (C, H, W, N): a view (C, kh, kw, oh, ow, N) whose element [c, i, j, y, x, n]
-    is image[c, y * stride + i, x + j, n]. NumPy checks that it does not leave image's memory."""
-    c, h, w, n = image.strides
-    shape = (image.shape[0], *kernel, *size, image.shape[-1])
-    return np.ndarray(shape, image.dtype, image, 0, (c, h, w, stride * h, w, n))
-
-
-def _slices(n, longest):
-    """0 ... n - 1 in slices of about equal length, as few as there can be of at most longest, if that is at least 1."""
-    parts = -(-n // max(1, longest))
-    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
-
-
-def _output_size(name, shape, kernel, stride, padding):
-    sizes = [(n + 2 * padding - k) // stride + 1 for n, k in zip(shape[2:], kernel)]
-    if min(sizes) < 1:
-        raise ValueError(f"{name}: a window of {kernel} is larger than x of shape {shape} with padding {padding}")
-    return sizes
+    return Value(out.transpose(3, 1, 0, 2), (x,), "max_pooling", _backward)
 
 
 def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
@@ -655,16 +802,19 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     are no integers.
     """
     x = as_value(x, "x")
-    if len(x.shape) != 2 or 0 in x.shape:
+    if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"cross_entropy takes logits x (N, classes), not empty, got shape {x.shape}")
-    (n, classes), y = x.shape, _as_labels(y)
-    if y.shape != (n,):
-        raise ValueError(f"cross_entropy takes one label for each of the {n} rows of x, got labels of shape {y.shape}")
-    if y.min() < 0 or y.max() >= classes:
-        raise ValueError(f"labels must be in 0 ... {classes - 1}, got {y.min()} ... {y.max()}")
+    n, classes = x.shape
+    labels = np.array(y.data if isinstance(y, Value) else y)  # a copy: they may be changed before the backward pass
+    if labels.dtype.kind not in "iu" or isinstance(y, np.ma.MaskedArray):
+        raise TypeError(f"labels must be integers, got {type(y).__name__} of dtype {labels.dtype}")
+    if labels.shape != (n,):
+        raise ValueError(f"cross_entropy takes one label for each of the {n} rows of x, got shape {labels.shape}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels must be in 0 ... {classes - 1}, got {labels.min()} ... {labels.max()}")
     shifted = x.data - x.data.max(axis=1, keepdims=True)  # (N, classes)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    picked = np.arange(n), y
+    picked = np.arange(n), labels
 
     def _backward(grad):
         dx = np.exp(log_softmax)
@@ -678,44 +828,145 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
 
 
 class Layer:
-    """What all layers share: a weight, a bias or None, and calling the layer is calling its forward.
+    """The base of every layer and network: it finds its parameters, and calling it is calling its forward.
 
-    Parameters are float64, drawn uniformly from +-1/sqrt(fan_in) with np.random, so that np.random.seed reproduces
-    them (fan_in, the number of inputs of one output: LeCun et al., "Efficient BackProp", 1998). A layer computes in the
-    floating dtype of its input; the parameters and their gradients remain float64.
+    A layer of your own makes its Values and its layers in __init__ and defines forward(x):
+
+        class Scale(Layer):
+            def __init__(self, n):
+                self.gain = Value(np.ones(n))
+
+            def forward(self, x):
+                return x * self.gain.astype(x.dtype)
+
+    The engine's layers draw float64 parameters uniformly from +-1/sqrt(fan_in) with np.random, so that np.random.seed
+    reproduces them (fan_in, the number of inputs of one output: LeCun et al., "Efficient BackProp", 1998). They compute
+    in the floating dtype of their input; the parameters and their gradients keep their own.
     """
-
-    weight: Value
-    bias: Value | None
 
     def __call__(self, x: Operand) -> Value:
         return self.forward(x)
 
+    def forward(self, x: Operand) -> Value:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x)")
+
+    def named_parameters(self) -> dict[str, Value]:
+        """The Values to train by their names, in the order of assignment: "weight", "conv1.bias", "layers.0.weight".
+
+        They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
+        is there twice counts once. Constants are not among them, nor are results of operations.
+        """
+        found, visited = {}, {id(self)}
+
+        def visit(layer, path):
+            for name, part in _members(layer, path):
+                if id(part) in visited:
+                    continue
+                visited.add(id(part))
+                if isinstance(part, Layer):
+                    visit(part, name)
+                elif part.requires_grad and not part._prev:
+                    found[name] = part
+
+        visit(self, "")
+        return found
+
     def parameters(self) -> list[Value]:
-        """The Values to train."""
-        return [p for p in (self.weight, self.bias) if p is not None]
+        """The Values to train, in the order of `named_parameters`."""
+        return list(self.named_parameters().values())
+
+    @reprlib.recursive_repr("...")
+    def __repr__(self) -> str:
+        members = [f"{name}: {m if isinstance(m, Layer) else m.shape}" for name, m in _members(self)]
+        lines = "".join(f"\n{member}" for member in members).replace("\n", "\n  ")
+        return f"{type(self).__name__}({lines}\n)" if members else f"{type(self).__name__}()"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters, by their names, to an npz file of exactly this name.
+
+        They go to a new file beside it, which then takes its place: whatever happens on the way, there is never half a
+        file, and the old one is there until the new one is complete and on the disk. Its mode is kept, and where path
+        is a link, so is the link.
+
+        Raises ValueError if the file cannot be written, or if a parameter is not finite.
+        """
+        weights = {name: p.data for name, p in self.named_parameters().items()}
+        for name, data in weights.items():
+            if not np.isfinite(data).all():
+                raise ValueError(f"cannot save weights to {path}: {name} is not finite")
+        try:
+            target = Path(os.path.realpath(path))
+            if target.exists() and not target.is_file():  # a folder, or a device, which the new file would replace
+                raise OSError(f"{target} is not a regular file")
+            new = target.with_name(f".{uuid.uuid4().hex}.tmp")
+            try:
+                with open(new, "xb") as file:
+                    if target.exists():
+                        shutil.copymode(target, new)
+                    np.savez(file, **weights)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(new, target)
+            finally:
+                with contextlib.suppress(OSError):  # it is not there if it was never made, or has been renamed
+                    os.unlink(new)
+        except OSError as error:
+            raise ValueError(f"cannot save weights to {path}: {error.strerror or error}") from None
+
+    def load(self: LayerType, path: str | os.PathLike[str]) -> LayerType:
+        """Take the parameters from a file that `save` wrote, each in its own dtype, and return self.
+
+        Raises ValueError for a file that is missing, damaged or of another network: all parameters are then unchanged.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                if archive.zip.testzip():  # reads everything: np.load does not look at all checksums
+                    raise zipfile.BadZipFile
+                arrays = {name: np.asarray(archive[name]) for name in archive.files}
+        except OSError as error:
+            raise ValueError(f"cannot load weights from {path}: {error.strerror or error}") from None
+        except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
+            raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
+        parameters = self.named_parameters()
+        wrong = [f"{name} is missing" for name in parameters.keys() - arrays.keys()]
+        for name, array in arrays.items():
+            if name not in parameters:
+                wrong.append(f"{name} is too much")
+            elif array.shape != parameters[name].shape or array.dtype.kind != "f":
+                wrong.append(f"{name} is {array.dtype} {array.shape} instead of real numbers {parameters[name].shape}")
+            elif not np.isfinite(array).all():
+                wrong.append(f"{name} is not finite")
+        if wrong:
+            raise ValueError(f"cannot load weights from {path}: {', '.join(sorted(wrong))}")
+        for name, p in parameters.items():
+            p.data = float(arrays[name]) if type(p.data) is float else arrays[name].astype(p.dtype, order="C")
+        return self
+
+
+LayerType = TypeVar("LayerType", bound=Layer)
+
+
+def _members(thing, path=""):
+    """The Values and layers in a layer, list, tuple or dict, and in lists, tuples and dicts in it, with their paths."""
+    parts = vars(thing) if isinstance(thing, Layer) else thing if isinstance(thing, dict) else dict(enumerate(thing))
+    for key, part in parts.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(part, (Value, Layer)):
+            yield name, part
+        elif isinstance(part, (list, tuple, dict)):
+            yield from _members(part, name)
 
 
 def _uniform(fan_in, shape):
     return Value(np.asarray(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape)))
 
 
-def _cast(parameter, dtype):
-    """The parameter in another dtype; its gradient comes back in its own."""
-    if parameter is None or parameter.data.dtype == dtype:
-        return parameter
-
-    def _backward(grad):
-        parameter.add_grad(grad)
-
-    return Value(parameter.data.astype(dtype), (parameter,), "astype", _backward)
-
-
-def _layer_input(layer, x, features):
-    x = as_value(x, "x")
-    if x.shape[-1:] != (features,):
-        raise ValueError(f"{layer} takes x of shape (..., {features}), got {x.shape}")
-    return x
+def _affine(layer, x):
+    """x @ weight + bias, in the dtype of x."""
+    x, weight = as_value(x, "x"), layer.weight
+    if weight.ndim and x.shape[-1:] != weight.shape[:1]:
+        raise ValueError(f"{layer} takes x of shape (..., {weight.shape[0]}), got {x.shape}")
+    return x @ weight.astype(x.dtype) + layer.bias.astype(x.dtype)
 
 
 class Neuron(Layer):
@@ -729,12 +980,10 @@ class Neuron(Layer):
         self.weight, self.bias = _uniform(n, n), _uniform(n, ())
 
     def forward(self, x: Operand) -> Value:
-        x = _layer_input(self, x, self.weight.shape[0])
-        dtype = x.data.dtype
-        return (x @ _cast(self.weight, dtype) + _cast(self.bias, dtype)).tanh()
+        return _affine(self, x).tanh()
 
     def __repr__(self) -> str:
-        return f"Neuron({self.weight.shape[0]})"
+        return f"Neuron({', '.join(map(str, self.weight.shape))})"
 
 
 class LinearLayer(Layer):
@@ -748,12 +997,10 @@ class LinearLayer(Layer):
         self.weight, self.bias = _uniform(n, (n, m)), _uniform(n, m)
 
     def forward(self, x: Operand) -> Value:
-        x = _layer_input(self, x, self.weight.shape[0])
-        dtype = x.data.dtype
-        return x @ _cast(self.weight, dtype) + _cast(self.bias, dtype)
+        return _affine(self, x)
 
     def __repr__(self) -> str:
-        return "LinearLayer({}, {})".format(*self.weight.shape)
+        return f"LinearLayer({', '.join(map(str, self.weight.shape))})"
 
 
 class MLP(Layer):
@@ -775,19 +1022,13 @@ class MLP(Layer):
 
     def forward(self, x: Operand) -> Value:
         x = as_value(x, "x")
-        if len(x.shape) > 2:
+        if x.ndim > 2:
             raise ValueError(f"MLP takes x (N, {self.layers[0].weight.shape[0]}) or one sample, got shape {x.shape}")
         *hidden, last = self.layers
         for layer in hidden:
             x = layer(x).tanh()
-        return last(x).reshape(-1, last.bias.shape[0])
-
-    def parameters(self) -> list[Value]:
-        """The Values to train."""
-        return [p for layer in self.layers for p in layer.parameters()]
-
-    def __repr__(self) -> str:
-        return f"MLP({', '.join(map(repr, self.layers))})"
+        out = last(x)
+        return out.reshape(-1, out.shape[-1])
 
 
 class Conv2dLayer(Layer):
@@ -809,8 +1050,8 @@ class Conv2dLayer(Layer):
 
     def forward(self, x: Operand) -> Value:
         x = as_value(x, "x")
-        dtype = _result_dtype([x])
-        return conv2d(x, _cast(self.weight, dtype), _cast(self.bias, dtype), self.stride, self.padding)
+        bias = None if self.bias is None else self.bias.astype(x.dtype)
+        return conv2d(x, self.weight.astype(x.dtype), bias, self.stride, self.padding)
 
     def __repr__(self) -> str:
         o, c, k, _ = self.weight.shape
@@ -828,7 +1069,7 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Value]):
-        if not isinstance(parameters, Iterable):
+        if isinstance(parameters, Value) or not isinstance(parameters, Iterable):
             raise TypeError(f"parameters must be a list of Values, got {type(parameters).__name__}")
         self.parameters = list(parameters)
         for p in self.parameters:
@@ -855,12 +1096,16 @@ class Optimizer:
         lr = _real("lr", lr)
         if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
-        updated = [_like(p.data - lr * p.grad, p.data) for p in self.parameters]
+        updated = [p.data - lr * p.grad for p in self.parameters]  # all of them, before the first one changes
         for p, data in zip(self.parameters, updated):
             p.data = data
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
+
+
+def _array_text(data, prefix="", **options):
+    return np.array2string(data, separator=", ", prefix=prefix, **options)
 
 
 def draw_graph(value: Value) -> str:
@@ -871,6 +1116,10 @@ def draw_graph(value: Value) -> str:
 
     Raises TypeError for anything but a Value, and for a label that is no str.
     """
+
+    def short(data):
+        return _array_text(data, precision=4) if np.ndim(data) else f"{data:.4g}"
+
     order = topological_order(value)
     name = {node: f"n{i}" for i, node in enumerate(order)}
     lines = ["digraph {", "  rankdir=LR", "  node [shape=record]"]
@@ -881,85 +1130,26 @@ def draw_graph(value: Value) -> str:
         if node.shape:
             fields.append(f"shape {node.shape}")
         if np.size(node.data) <= 9:
-            fields.append(f"data {_short(node.data)}")
+            fields.append(f"data {short(node.data)}")
             if node.requires_grad:
-                fields.append(f"grad {_short(node.grad)}")
+                fields.append(f"grad {short(node.grad)}")
         text = " | ".join(_escaped(f) for f in fields if f)
         lines.append(f'  {name[node]} [label="{{ {text} }}"]')
         lines += [f"  {name[operand]} -> {name[node]}" for operand in node._prev]
     return "\n".join(lines + ["}"]) + "\n"
 
 
-def _short(data):
-    return np.array2string(data, precision=4, separator=", ") if np.ndim(data) else f"{data:.4g}"
-
-
 def _escaped(text):
-    """Text inside a record's label, where DOT gives some characters a meaning."""
-    return "".join("\\" + c if c in '\\"{}|<>' else c for c in text).replace("\n", "\\n")
+    """Text inside a record's label, where DOT gives some characters a meaning: a<b to a\\<b, & to &amp;."""
+    text = "".join("\\" + c if c in '\\"{}|<>' else c for c in text.replace("&", "&amp;"))
+    return text.replace("\n", "\\n")
 
 
 # ---- Checks ---------------------------------------------------------------------------------------------------------
 
 
-def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
-    """x if it is a Value, else x as a constant: a Value that gets no gradient.
-
-    Integer and boolean arrays become floats; of which kind, NumPy's rules for them and the dtype of `like` decide.
-    Raises TypeError and ValueError as Value does, with this name for x.
-    """
-    if isinstance(x, Value):
-        return x
-    if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
-        x = x.astype(np.result_type(x.dtype, _result_dtype([like])))
-    constant = Value(x if type(x) is float else _as_data(x, name=name))
-    constant.requires_grad = False
-    return constant
-
-
-def _as_data(data, operands=(), name="data"):
-    """What a Value holds: a float, a NumPy float or an array of floats. operands: what it was computed from, if any."""
-    if type(data) is np.ndarray and data.dtype.kind == "f":
-        return data
-    if type(data) is np.float64 and operands:  # NumPy's answer to Python's numbers too
-        return float(data) if all(type(v.data) is float for v in operands) else _result_dtype(operands).type(data)
-    if isinstance(data, np.floating):
-        return data
-    if isinstance(data, (int, float, np.integer, np.bool_)):
-        try:
-            return float(data)
-        except OverflowError:
-            raise ValueError(f"{name} must fit a float64, got an int of {data.bit_length()} bits") from None
-    if isinstance(data, Value):
-        raise TypeError(f"{name} must be a number or an array, got a Value")
-    try:
-        array = np.asarray(data)
-    except ValueError:
-        raise ValueError(f"{name} must be a number or an array, got a ragged {type(data).__name__}") from None
-    if array.dtype.kind in "biu":
-        return array.astype(np.float64)
-    if array.dtype.kind != "f" or isinstance(data, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
-    return array
-
-
-def _result_dtype(operands):
-    """The dtype of a result, by NumPy's rules. Python's numbers don't count: in NumPy 1.26 they sometimes do."""
-    return np.result_type(*{v.data.dtype for v in operands if type(v.data) is not float} or {np.float64})
-
-
-def _as_labels(y):
-    try:
-        labels = np.asarray(y.data if isinstance(y, Value) else y)
-    except ValueError:
-        raise ValueError(f"labels must have the shape (N,), got a ragged {type(y).__name__}") from None
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers, got {type(y).__name__} of dtype {labels.dtype}")
-    return labels
-
-
 def _integer(name, value, minimum):
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
@@ -975,14 +1165,11 @@ def _boolean(name, value):
 def _real(name, value):
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must fit a float64, got an int of {value.bit_length()} bits") from None
+    return float(value)
 
 
 def _axes(axis, ndim):
-    """axis, an integer, a tuple of them or None for all, as a tuple of integers from 0 to ndim - 1."""
+    """axis, an integer, a tuple of them or None for all, as a tuple of integers from 0 to ndim - 1: -1 of 3 to (2,)."""
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
@@ -990,3 +1177,10 @@ def _axes(axis, ndim):
     if any(a >= ndim for a in axes) or len({a % ndim for a in axes}) < len(axes):
         raise ValueError(f"axis must name different axes out of {ndim}, got {axis}")
     return tuple(a % ndim for a in axes)
+
+
+# glibc's malloc would give large arrays back to the kernel as soon as they are freed, and have them faulted in again
+# page by page in the next step. It is told to keep up to 256 MiB, in blocks of up to 32 MiB; other systems lack mallopt.
+with contextlib.suppress(AttributeError, OSError, TypeError):
+    ctypes.CDLL(None).mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    ctypes.CDLL(None).mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD

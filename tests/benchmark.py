@@ -72,8 +72,8 @@ def step_torch(batches):
     for n in batches:
         x, y = torch.randn(n, 1, 28, 28), torch.randint(0, 10, (n,))
         model = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(392, 10),
+            nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),  # in the order of model.py
+            nn.Conv2d(4, 8, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(392, 10),
         )  # fmt: skip
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 

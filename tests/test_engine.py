@@ -109,7 +109,7 @@ def test_integer_and_boolean_arrays_become_float64(dtype):
     assert value.shape == (2, 2)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2)])
 def test_floating_arrays_keep_their_dtype_and_are_not_copied(dtype, shape):
     data = np.ones(shape, dtype)
@@ -1021,14 +1021,19 @@ def test_one_numpy_seed_reproduces_a_layer(make):
 def test_reprs_show_the_architecture():
     assert repr(Neuron(3)) == "Neuron(3)"
     assert repr(LinearLayer(3, 4)) == "LinearLayer(3, 4)"
-    assert repr(MLP(3, [4, 2])) == "MLP(LinearLayer(3, 4), LinearLayer(4, 2))"
+    assert repr(MLP(3, [4, 2])) == "MLP(\n  layers.0: LinearLayer(3, 4)\n  layers.1: LinearLayer(4, 2)\n)"
     assert repr(Conv2dLayer(1, 8, 3, padding=1)) == "Conv2dLayer(1, 8, 3, bias=True, stride=1, padding=1)"
     assert repr(Conv2dLayer(1, 8, 3, False, 2)) == "Conv2dLayer(1, 8, 3, bias=False, stride=2, padding=0)"
 
 
-def test_repr_of_a_value_shows_data_and_gradient():
-    assert repr(Value(3)) == "Value(data=3.0, grad=0.0)"
-    assert repr(Value(np.array([1.0, 2.0]))) == "Value(data=[1. 2.], grad=[0. 0.])"
+def test_repr_of_a_value_shows_what_there_is():
+    assert repr(Value(3)) == "Value(3.0)"
+    assert repr(Value(np.array([1.0, 2.0], f32))) == "Value([1., 2.], shape=(2,), dtype=float32)"
+    x = Value([[1.0, 2.0], [3.0, 4.0]], label="x")
+    x.sum().backward_all()
+    assert repr(x) == (
+        "Value([[1., 2.],\n       [3., 4.]], shape=(2, 2), dtype=float64, label='x', grad=[[1., 1.],\n [1., 1.]])"
+    )
 
 
 def test_forward_and_call_are_the_same():
