@@ -14,7 +14,7 @@ wait for the garbage collector. What it needs of the data it takes at the time o
     layers       Layer, Neuron, LinearLayer, MLP, Conv2dLayer
     optimizer    Optimizer
     drawing      draw_graph
-    checks       of arguments: integers, booleans, real numbers, axes
+    the rest     files of weights, checks of arguments
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Value:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.result_type(self._data)
+        return np.dtype(float) if type(self._data) is float else self._data.dtype
 
     @property
     def ndim(self) -> int:
@@ -458,29 +458,15 @@ class Value:
         """
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
-        order = topological_order(self)
-        order.reverse()  # each Value after all of its uses
-        around, grads = [], []
-        try:
-            for node in order:
-                if node._pending is not _CLOSED:  # in a pass around this one, in which a _backward called it
-                    around.append((node, node._pending))
-                node._pending = None  # what add_grad adds up
+        order = topological_order(self)[::-1]  # each Value after all of its uses
+        grads = []
+        with _collecting(order):
             self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)
             for node in order:
-                grad, node._pending = node._pending, _CLOSED  # it is complete, and add_grad refuses to change it
+                grad, node._pending = node._pending, _CLOSED  # complete: add_grad refuses to change it
                 if grad is not None and node._prev:
-                    if node._backward is None:
-                        raise ValueError(
-                            f"a Value of shape {node.shape} was made with _children but without a _backward"
-                        )
                     node._backward(grad)
                 grads.append(grad)
-        finally:
-            for node in order[len(grads) :]:
-                node._pending = _CLOSED
-            for node, pending in around:
-                node._pending = pending
         grads = [grad if node._prev else node._plus(grad) for node, grad in zip(order, grads)]
         for node, grad in zip(order, grads):
             if node._prev:
@@ -492,12 +478,10 @@ class Value:
 
     def _plus(self, grad):
         """A leaf's gradient and what a pass has added to it: its own array."""
-        if grad is None or type(grad) is float:
-            return self._grad if grad is None else grad + (self._grad or 0.0)
-        total = np.array(grad, self._data.dtype)
-        if self._grad is not None:
-            total += self._grad
-        return total
+        if grad is None:
+            return self._grad
+        total = grad if self._grad is None else self._grad + grad
+        return total if type(self._data) is float else np.array(total, self._data.dtype)
 
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
@@ -519,6 +503,23 @@ class Value:
 
 
 _CLOSED = object()  # what _pending is outside of a backward pass, and in it from the Value's own turn on
+
+
+@contextlib.contextmanager
+def _collecting(order):
+    """Inside, add_grad adds up gradients in _pending. A pass around this one, in whose _backward it began, goes on."""
+    around = [(node, node._pending) for node in order if node._pending is not _CLOSED]
+    try:
+        for node in order:
+            if node._prev and node._backward is None:
+                raise ValueError(f"a Value of shape {node.shape} was made with _children but without a _backward")
+            node._pending = None
+        yield
+    finally:
+        for node in order:
+            node._pending = _CLOSED
+        for node, pending in around:
+            node._pending = pending
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -735,21 +736,22 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 def _image_gradient(grad, kernel, shape, ow, s):
     """The gradient (H, C, W, N) of conv2d's padded image, from the gradient (oh, O, ow * N) of its result.
 
-    It is a convolution of grad: pixel (Y, X) was seen by kernel cell (i, j) for the result at ((Y - i) / s, (X - j) / s),
-    where these are integers, and its gradient is the sum of w[o, c, i, j] * grad[o, (Y - i) / s, (X - j) / s].
+    It goes the way of the forward pass backwards: to the copies of the image's rows, and from each copy to its pixels.
 
-    So image row Y = a + s y, where a < s, met only the kernel rows a, a + s, ..., and these met the result's rows y,
-    y - 1, ...: with the kernel's rows turned round, that is a window, and one product gives the gradients of the
-    row's kw copies. A pixel's gradient is the sum of those of its copies; column X = b + s x met columns b, b + s, ...
+    The kw copies of row Y met kernel row i for row (Y - i) / s of the result, if that is an integer. With s = 1 their
+    gradient is the sum over i of kernel[i].T @ grad[Y - i]: a convolution of grad with the kernel's rows turned round,
+    which is done as the forward pass does it. With a stride, rows a, a + s, ... of the image met rows a, a + s, ... of
+    the kernel: one such convolution for each a < s. Likewise columns b, b + s, ... were copied for kernel columns b,
+    b + s, ...: the gradients of these copies, each shifted to its place, add up to those of the pixels.
     """
-    (oh, O, _), (H, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
+    (oh, O, _), (_, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
     dpadded = np.zeros(shape, grad.dtype)
     for a in range(min(s, kh)):
         met = kernel[:, :, a::s][:, :, ::-1]  # (O, C, m, kw)
         m = met.shape[2]
-        around = np.zeros((oh + 2 * (m - 1), *grad.shape[1:]), grad.dtype)  # before and after the result: nothing
-        around[m - 1 : m - 1 + oh] = grad
-        dcopies = _products(met.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(around, m))
+        rows = np.zeros((oh + 2 * (m - 1), O, ow * N), grad.dtype)  # above and below the result there is nothing
+        rows[m - 1 : m - 1 + oh] = grad
+        dcopies = _products(met.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(rows, m))
         dcopies = dcopies.reshape(oh + m - 1, kw, C, ow, N)
         for b in range(min(s, kw)):
             dcolumns = np.zeros((oh + m - 1, C, len(range(b, W, s)), N), grad.dtype)
@@ -784,7 +786,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
         free = np.ones(out.shape, bool)  # the windows whose gradient no cell has taken yet
         for i, j in np.ndindex(s, s):
             cell = np.s_[i : oh * s : s, :, j : ow * s : s]
-            takes = free if (i, j) == (s - 1, s - 1) else free & (image[cell] == out)
+            takes = free & (image[cell] == out) if (i, j) != (s - 1, s - 1) else free  # of nan, too
             dimage[cell] = grad * takes
             free ^= takes
         x.add_grad(dimage.transpose(3, 1, 0, 2))
@@ -884,60 +886,31 @@ class Layer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, by their names, to an npz file of exactly this name.
 
-        They go to a new file beside it, which then takes its place: whatever happens on the way, there is never half a
-        file, and the old one is there until the new one is complete and on the disk. Its mode is kept, and where path
-        is a link, so is the link.
-
-        Raises ValueError if the file cannot be written, or if a parameter is not finite.
+        There is never half a file: the old one is there until the new one is complete. Raises ValueError if the file
+        cannot be written, or if a parameter is not finite.
         """
         weights = {name: p.data for name, p in self.named_parameters().items()}
-        for name, data in weights.items():
-            if not np.isfinite(data).all():
-                raise ValueError(f"cannot save weights to {path}: {name} is not finite")
-        try:
-            target = Path(os.path.realpath(path))
-            if target.exists() and not target.is_file():  # a folder, or a device, which the new file would replace
-                raise OSError(f"{target} is not a regular file")
-            new = target.with_name(f".{uuid.uuid4().hex}.tmp")
-            try:
-                with open(new, "xb") as file:
-                    if target.exists():
-                        shutil.copymode(target, new)
-                    np.savez(file, **weights)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(new, target)
-            finally:
-                with contextlib.suppress(OSError):  # it is not there if it was never made, or has been renamed
-                    os.unlink(new)
-        except OSError as error:
-            raise ValueError(f"cannot save weights to {path}: {error.strerror or error}") from None
+        wrong = [name for name, data in weights.items() if not np.isfinite(data).all()]
+        if wrong:
+            raise ValueError(f"cannot save weights to {path}: {', '.join(wrong)} not finite")
+        _write_arrays(path, weights)
 
     def load(self: LayerType, path: str | os.PathLike[str]) -> LayerType:
         """Take the parameters from a file that `save` wrote, each in its own dtype, and return self.
 
         Raises ValueError for a file that is missing, damaged or of another network: all parameters are then unchanged.
         """
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                if archive.zip.testzip():  # reads everything: np.load does not look at all checksums
-                    raise zipfile.BadZipFile
-                arrays = {name: np.asarray(archive[name]) for name in archive.files}
-        except OSError as error:
-            raise ValueError(f"cannot load weights from {path}: {error.strerror or error}") from None
-        except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
-            raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
-        parameters = self.named_parameters()
-        wrong = [f"{name} is missing" for name in parameters.keys() - arrays.keys()]
+        arrays, parameters = _read_arrays(path), self.named_parameters()
+        wrong = [f"{name} is missing" for name in parameters if name not in arrays]
         for name, array in arrays.items():
             if name not in parameters:
                 wrong.append(f"{name} is too much")
-            elif array.shape != parameters[name].shape or array.dtype.kind != "f":
-                wrong.append(f"{name} is {array.dtype} {array.shape} instead of real numbers {parameters[name].shape}")
+            elif array.dtype.kind != "f" or array.shape != parameters[name].shape:
+                wrong.append(f"{name} is {array.dtype} {array.shape}, not real numbers {parameters[name].shape}")
             elif not np.isfinite(array).all():
                 wrong.append(f"{name} is not finite")
         if wrong:
-            raise ValueError(f"cannot load weights from {path}: {', '.join(sorted(wrong))}")
+            raise ValueError(f"cannot load weights from {path}: {', '.join(wrong)}")
         for name, p in parameters.items():
             p.data = float(arrays[name]) if type(p.data) is float else arrays[name].astype(p.dtype, order="C")
         return self
@@ -1098,7 +1071,7 @@ class Optimizer:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them, before the first one changes
         for p, data in zip(self.parameters, updated):
-            p.data = data
+            p._data = data
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1143,6 +1116,43 @@ def _escaped(text):
     """Text inside a record's label, where DOT gives some characters a meaning: a<b to a\\<b, & to &amp;."""
     text = "".join("\\" + c if c in '\\"{}|<>' else c for c in text.replace("&", "&amp;"))
     return text.replace("\n", "\\n")
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def _write_arrays(path, arrays):
+    """Write named arrays to an npz file: to a new file beside it, which then takes its place. Links are followed."""
+    target = Path(os.path.realpath(path))
+    new = target.with_name(f".{uuid.uuid4().hex}.tmp")  # no thread has the same, and it is never too long
+    try:
+        if target.exists() and not target.is_file():  # a folder, or a device, which the new file would replace
+            raise OSError("it is not a regular file")
+        with open(new, "xb") as file:
+            if target.exists():
+                shutil.copymode(target, new)
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, target)
+    except OSError as error:
+        raise ValueError(f"cannot save weights to {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):  # it is not there if it was never made, or has been renamed
+            os.unlink(new)
+
+
+def _read_arrays(path):
+    """The named arrays in an npz file."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            if archive.zip.testzip():  # np.load does not look at all checksums
+                raise zipfile.BadZipFile
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise ValueError(f"cannot load weights from {path}: {error.strerror or error}") from None
+    except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
+        raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
 
 
 # ---- Checks ---------------------------------------------------------------------------------------------------------
