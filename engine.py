@@ -3,18 +3,20 @@
 A `Value` holds a number or an array and remembers which operation made it, from which operands. Every operation has
 the same rhythm: make the operand a Value, compute with NumPy, define the closure `_backward`, which turns the gradient
 of the result into the gradients of the operands, and return a new Value. `backward_all` calls those closures from the
-last Value to the first, which is the chain rule. A closure is handed the gradient of its result instead of looking it
-up there: a closure that held its own result would be a reference cycle, and the arrays of every training step would
-wait for the garbage collector. What it needs of the data it takes at the time of the forward pass.
+last Value to the first, which is the chain rule. A closure gets the gradient of its result as an argument: if it held
+the result to read it there, that would be a reference cycle, and the arrays of every training step would wait for the
+garbage collector. The data that a gradient needs are taken during the forward pass: assigning others later changes
+nothing.
 
-    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum reshape ...), composed operations, backward
+    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
+                 sequences, backward
     data         as_value: what a Value holds
     graph        topological_order, unbroadcast, no_grad
     functions    stack, conv2d, max_pooling, cross_entropy
     layers       Layer, Neuron, LinearLayer, MLP, Conv2dLayer
     optimizer    Optimizer
     drawing      draw_graph
-    the rest     files of weights, checks of arguments
+    the rest     files of weights, checks of arguments, malloc
 """
 
 from __future__ import annotations
@@ -48,12 +50,13 @@ Operand = Union["Value", ArrayLike]  # wherever a Value can be given: numbers an
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    data           a Python float, or a floating NumPy array of any shape. Integers and booleans become float64, float16
+    data           a Python float, or a floating NumPy array or scalar. Integers and booleans become float64, float16
                    becomes float32; float32 and float64 stay what they are, and where two meet, NumPy's rules decide.
-                   A Python float stays one, because NumPy takes 50 times as long for an array of one element. An array
-                   is not copied: changing its elements between the forward and the backward pass makes the gradients
-                   of * / ** @, conv2d and max_pooling wrong. Assigning another array to `data` does not.
-    grad           d(root)/d(this value), of data's shape and dtype; zeros before the first `backward_all()`.
+                   A Python float stays one: scalar graphs would take four times as long with arrays of one element.
+                   An array is not copied: changing its elements, or those of a result, between the forward and the
+                   backward pass makes gradients wrong. Assigning another array to `data` does not.
+    grad           d(root)/d(this value) after `root.backward_all()`, of data's shape and dtype; zeros before, and when
+                   data of another shape or dtype are assigned.
     requires_grad  False for a constant, and for what was computed from constants or under `no_grad`.
     label          a name, for `draw_graph`.
     shape, dtype, ndim   as NumPy's.
@@ -68,34 +71,35 @@ class Value:
     """
 
     __slots__ = (
-        "_data", "_grad", "_shared_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label", "__weakref__"
+        "_data", "_grad", "_shared_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label",
+        "__weakref__",
     )  # fmt: skip
 
     # Makes `array * value` call Value.__rmul__, and `np.exp(value)` a TypeError. Without it NumPy would take the Value
     # for some object and build an array of objects.
     __array_ufunc__ = None
-    __contains__ = None  # `x in value` would compare with ==
+    __contains__ = None  # `x in value` would always be False: iterating makes new Values
 
     def __init__(self, data: Operand, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
         if type(_children) is not tuple:
             _children = tuple(_children)
         if _backward is not None and not callable(_backward):
             raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
-        requires_grad = not _children
+        requires_grad = not _children  # a leaf does, and a result if an operand does, outside of no_grad
         for child in _children:
             if child.requires_grad:
                 requires_grad = not _paused or threading.get_ident() not in _paused
                 break
         if type(data) is not float:
             data = _as_data(data)
-            if _children and type(data) is np.float64 and all(type(v.data) is float for v in _children):
-                data = float(data)  # NumPy's answer to Python's numbers
+            if _children and type(data) is np.float64 and all(type(v._data) is float for v in _children):
+                data = float(data)  # some of NumPy's functions make their own number of a Python float
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = self._shared_grad = None  # made when they are needed
-        self._pending = _CLOSED
-        self._prev = _children
+        self._grad = self._shared_grad = None  # None is zero; _shared_grad may be another Value's array, too
+        self._pending = _CLOSED  # or the gradient, while backward_all collects it
+        self._prev = _children  # empty for leaves and constants
         self._op = _op
         self._backward = _backward
         self.requires_grad = requires_grad
@@ -109,14 +113,14 @@ class Value:
     def data(self, data: ArrayLike) -> None:
         data = _as_data(data)
         if np.shape(data) != self.shape or np.result_type(data) != self.dtype:
-            self._grad = self._shared_grad = None  # it belongs to what data was
+            self._grad = self._shared_grad = None  # the gradient of what data were
         self._data = data
 
     @property
     def grad(self) -> np.ndarray | float:
         """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape."""
         if self._grad is None:
-            grad = self._shared_grad  # perhaps another Value's gradient as well: whoever looks at it gets a copy
+            grad = self._shared_grad
             if type(self.data) is float:
                 self._grad = grad or 0.0
             else:
@@ -156,7 +160,7 @@ class Value:
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
     # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
-    # operations, and ignores what a constant is handed; only where computing that takes matrix products is it asked.
+    # operations, and ignores constants; only where a gradient costs matrix products is requires_grad asked first.
     # _data is data, without the detour through the property, which graphs of numbers would feel.
 
     def __add__(self, other: Operand) -> Value:
@@ -226,14 +230,14 @@ class Value:
         except ValueError:
             raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}") from None
 
-        def _backward(grad):  # d(A B) = dA B + A dB
+        def _backward(grad):  # d(A B) = dA B + A dB: A gets grad B^T, and B gets A^T grad
             A, B = a, b
             if b.ndim == 1:  # one column
                 B, grad = b[:, None], np.expand_dims(grad, -1)
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n)
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); add_grad sums the axis of one row away
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
                 other.add_grad(dB[..., 0] if b.ndim == 1 else dB)
@@ -250,7 +254,7 @@ class Value:
         return Value(out, (self,), "tanh", _backward)
 
     def relu(self) -> Value:
-        """Elementwise max(x, 0); its derivative at 0 is 0."""
+        """Elementwise max(x, 0); its derivative at 0 is 0. An infinite gradient is nan where x <= 0 (inf * 0)."""
         x = self._data
         out = max(x, 0.0) if type(x) is float else np.maximum(x, 0)  # x first: nan stays nan
 
@@ -320,7 +324,7 @@ class Value:
         if len(axes) != self.ndim:
             raise ValueError(f"transpose takes each axis of {self.shape} once, got {axes}")
 
-        def _backward(grad):  # back into the old order
+        def _backward(grad):  # back into the old order: argsort inverts a permutation
             self.add_grad(np.transpose(grad, np.argsort(axes)))
 
         return Value(np.transpose(self._data, axes), (self,), "transpose", _backward)
@@ -334,7 +338,7 @@ class Value:
         out = x[index]
         index = copy.deepcopy(index)  # an array in it may be changed before the backward pass
 
-        def _backward(grad):  # back to where they were picked; where one was picked twice, both gradients count
+        def _backward(grad):  # back to where they came from; add.at counts what was picked twice twice, += would not
             dx = np.zeros_like(x)
             np.add.at(dx, index, grad)
             self.add_grad(dx)
@@ -368,22 +372,22 @@ class Value:
         return self.sum(axis, keepdims) / count
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
-        """The largest element of all or over the given axes; of equal ones the first gets the gradient. nan counts as
+        """The largest element, of all or along the given axes. The first of equal ones gets the gradient; nan counts as
         largest. Raises what `sum` raises, and ValueError where there is no element."""
         keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))
         if not axes:
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
-        size = [self.shape[i] for i in kept]
-        rows = self.transpose(*kept, *axes).reshape(math.prod(size), math.prod(self.shape[i] for i in axes))
-        if rows.shape[1] == 0:
+        size, length = [self.shape[i] for i in kept], math.prod(self.shape[i] for i in axes)
+        rows = self.transpose(*kept, *axes).reshape(math.prod(size), length)  # one for each element of the result
+        if length == 0:
             raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
         return largest.reshape([n if i in kept else 1 for i, n in enumerate(self.shape)] if keepdims else size)
 
     @property
     def T(self) -> Value:
-        """The axes in reverse order."""
+        """transpose() without axes."""
         return self.transpose()
 
     __radd__ = __add__  # other + self
@@ -439,11 +443,11 @@ class Value:
         raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
 
     def __getstate__(self):
-        """For copy and pickle. The closures of a copied graph would still lead to the original's leaves."""
+        """For copy and pickle: (None, slots). The closures of a copied graph would lead to the original's leaves."""
         if self._prev:
             raise TypeError(f"only leaves can be copied or pickled, not the result of {self._op!r}: copy its .data")
-        state = {name: getattr(self, name) for name in self.__slots__ if name not in ("__weakref__", "_pending")}
-        return None, {**state, "_grad": copy.copy(self._grad), "_pending": None}
+        state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
+        return None, {**state, "_grad": copy.copy(self._grad)}
 
     # ---- Backward ---------------------------------------------------------------------------------------------------
 
@@ -467,12 +471,12 @@ class Value:
                 if grad is not None and node._prev:
                     node._backward(grad)
                 grads.append(grad)
-        grads = [grad if node._prev else node._plus(grad) for node, grad in zip(order, grads)]
-        for node, grad in zip(order, grads):
+        totals = [grad if node._prev else node._plus(grad) for node, grad in zip(order, grads)]  # may raise
+        for node, total in zip(order, totals):
             if node._prev:
-                node._grad, node._shared_grad = None, grad
+                node._grad, node._shared_grad = None, total
             else:
-                node._grad = grad
+                node._grad = total
 
     backward = backward_all  # micrograd's and PyTorch's name
 
@@ -502,12 +506,12 @@ class Value:
             self._pending = self._pending + grad
 
 
-_CLOSED = object()  # what _pending is outside of a backward pass, and in it from the Value's own turn on
+_CLOSED = False  # _pending when add_grad must refuse: outside of a pass, and once the Value had its turn
 
 
 @contextlib.contextmanager
 def _collecting(order):
-    """Inside, add_grad adds up gradients in _pending. A pass around this one, in whose _backward it began, goes on."""
+    """Inside, add_grad adds up in _pending. If a _backward called backward_all, the outer pass gets its own back."""
     around = [(node, node._pending) for node in order if node._pending is not _CLOSED]
     try:
         for node in order:
@@ -542,7 +546,7 @@ def as_value(x: Operand, name: str = "an operand", like: Value | None = None) ->
 
 def _as_data(data, name="data"):
     """What a Value holds: a Python float, or an array or a number of NumPy's, of float32 or longer."""
-    if isinstance(data, (int, float, np.integer, np.bool_)) and not isinstance(data, np.floating):
+    if type(data) is float or isinstance(data, (int, np.integer, np.bool_)):
         return float(data)
     if isinstance(data, Value):
         raise TypeError(f"{name} must be a number or an array, got a Value")
@@ -552,6 +556,10 @@ def _as_data(data, name="data"):
     if array.dtype.kind == "f":
         return array if array.dtype.itemsize > 2 else array.astype(np.float32)
     return array.astype(np.float64)
+
+
+def _array_text(data, prefix="", **options):
+    return np.array2string(data, separator=", ", prefix=prefix, **options)
 
 
 # ---- Graph ----------------------------------------------------------------------------------------------------------
@@ -629,11 +637,12 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     (axis,) = _axes((axis,), len(shapes[0]) + 1)
     arrays = [v.data for v in values]
 
-    def _backward(grad):
+    def _backward(grad):  # each value gets its part
         for value, part in zip(values, np.moveaxis(grad, axis, 0)):
             value.add_grad(part)
 
-    return Value(np.stack(arrays, axis, dtype=np.result_type(*arrays)), values, "stack", _backward)
+    out = np.stack(arrays, axis, dtype=np.result_type(*arrays))  # a Python float adapts to arrays, as in +
+    return Value(out, values, "stack", _backward)
 
 
 def _output_size(name, shape, kernel, stride, padding):
@@ -646,15 +655,16 @@ def _output_size(name, shape, kernel, stride, padding):
 
 def _windows(rows, k, stride=1):
     """Rows (h, m, n), each a matrix, to (h', k * m, n): in matrix y, rows y * stride ... y * stride + k - 1 stand one
-    below the other. That is how they lie in memory, so this is a view, without a copy; NumPy checks that it fits."""
+    below the other. In contiguous memory they do so already: this is a view, not a copy. NumPy refuses other rows."""
     h, m, n = rows.shape
     row, line, number = rows.strides
     return np.ndarray(((h - k) // stride + 1, k * m, n), rows.dtype, rows, 0, (stride * row, line, number))
 
 
-def _column_parts(n, kernel_size):
-    """Slices of n columns that BLAS multiplies fastest: up to a million multiplications, if that is 1000 columns."""
-    longest = 10**6 // kernel_size
+def _column_parts(n, per_column):
+    """n columns in slices that take at most 10**6 multiplications each, which BLAS does fastest; in one slice if they
+    would be shorter than 1000."""
+    longest = 10**6 // per_column
     parts = math.ceil(n / longest) if longest >= 1000 and n else 1
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
@@ -688,11 +698,12 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
                   row 2, seen by column 0:  7 8
                          seen by column 1:  8 9
 
-    With C channels, each of these lines is C lines; with N images, each number in it is N numbers. A stride copies every
-    stride-th column only, and takes every stride-th of the products. Line (i, j, c) of a product's right-hand side is
-    what kernel cell (i, j) sees of channel c.
+    With C channels, each of these lines is C lines; with N images, each number is N numbers. So line
+    (i * kw + j) * C + c of the matrix that the kernel is multiplied with is what kernel cell (i, j) sees of channel c.
+    A stride copies every stride-th column only, and takes every stride-th of the products.
 
-    Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the padded image.
+    The zeros of the padding, and those around the result in the backward pass, are multiplied, too: an infinite weight
+    makes them nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the padded image.
     """
     x, w, b = as_value(x, "x"), as_value(w, "w"), None if b is None else as_value(b, "b")
     if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
@@ -705,8 +716,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     children = (x, w) if b is None else (x, w, b)
     kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
 
-    # Inside, an image is (row, channel, column, image). Only speed depends on this order: the numbers of N images lie
-    # side by side, and results keep the order in memory, so that the next convolution or pooling has nothing to move.
+    # Inside, axes are (row, channel, column, image). With x in another order in memory the results are the same, only
+    # slower: here the numbers of N images lie side by side, and the result of one layer is what the next one needs.
     padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
     copies = np.empty((H + 2 * p, kw, C, ow, N), kernel.dtype)
@@ -721,7 +732,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     def _backward(grad):
         grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0)).reshape(oh, O, ow * N)
         if b is not None:
-            b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))
+            b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))  # grad.sum((0, 2)) in half the time
         if w.requires_grad:
             parts = _column_parts(ow * N, kernel.size)
             dw = sum((seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0) for part in parts)
@@ -738,25 +749,27 @@ def _image_gradient(grad, kernel, shape, ow, s):
 
     It goes the way of the forward pass backwards: to the copies of the image's rows, and from each copy to its pixels.
 
-    The kw copies of row Y met kernel row i for row (Y - i) / s of the result, if that is an integer. With s = 1 their
-    gradient is the sum over i of kernel[i].T @ grad[Y - i]: a convolution of grad with the kernel's rows turned round,
-    which is done as the forward pass does it. With a stride, rows a, a + s, ... of the image met rows a, a + s, ... of
-    the kernel: one such convolution for each a < s. Likewise columns b, b + s, ... were copied for kernel columns b,
-    b + s, ...: the gradients of these copies, each shifted to its place, add up to those of the pixels.
+    With s = 1, row y of the result is the sum over i of K_i @ copies[y + i], where K_i (O, kw * C) is kernel row i. So
+    the gradient of copies[Y] is the sum over i of K_i.T @ grad[Y - i]. Where the forward pass counts up, i counts down:
+    this is a convolution of grad, with the kernel's rows turned round, and done in the same way.
+
+    With a stride, kernel rows a, a + s, a + 2 s, ... see image rows a, a + s, a + 2 s, ..., and no other kernel row
+    sees these: it is one such convolution for each a < s. Columns are alike: columns b, b + s, ... of the image get the
+    gradients of the copies for kernel columns b, b + s, ..., each shifted back by one more.
     """
     (oh, O, _), (_, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
     dpadded = np.zeros(shape, grad.dtype)
     for a in range(min(s, kh)):
-        met = kernel[:, :, a::s][:, :, ::-1]  # (O, C, m, kw)
-        m = met.shape[2]
+        turned = kernel[:, :, a::s][:, :, ::-1]  # (O, C, m, kw)
+        m = turned.shape[2]
         rows = np.zeros((oh + 2 * (m - 1), O, ow * N), grad.dtype)  # above and below the result there is nothing
         rows[m - 1 : m - 1 + oh] = grad
-        dcopies = _products(met.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(rows, m))
+        dcopies = _products(turned.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(rows, m))
         dcopies = dcopies.reshape(oh + m - 1, kw, C, ow, N)
         for b in range(min(s, kw)):
             dcolumns = np.zeros((oh + m - 1, C, len(range(b, W, s)), N), grad.dtype)
-            for x, j in enumerate(range(b, kw, s)):
-                dcolumns[:, :, x : x + ow] += dcopies[:, j]
+            for shift, j in enumerate(range(b, kw, s)):
+                dcolumns[:, :, shift : shift + ow] += dcopies[:, j]
             dpadded[a::s, :, b::s][: oh + m - 1] = dcolumns
     return dpadded
 
@@ -766,7 +779,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
 
     Rows and columns that do not fill a window are dropped. Of equal elements the first one in row-major order gets the
     gradient, so that its sum is kept (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the
-    gradient.
+    gradient. An infinite gradient makes nan of the others (inf * 0).
 
     Raises ValueError unless x has four axes and is at least one window large.
     """
@@ -786,9 +799,10 @@ def max_pooling(x: Operand, stride: int) -> Value:
         free = np.ones(out.shape, bool)  # the windows whose gradient no cell has taken yet
         for i, j in np.ndindex(s, s):
             cell = np.s_[i : oh * s : s, :, j : ow * s : s]
-            takes = free & (image[cell] == out) if (i, j) != (s - 1, s - 1) else free  # of nan, too
+            last = (i, j) == (s - 1, s - 1)  # it takes what is left: nan equals nothing
+            takes = free if last else free & (image[cell] == out)
             dimage[cell] = grad * takes
-            free ^= takes
+            free &= ~takes
         x.add_grad(dimage.transpose(3, 1, 0, 2))
 
     return Value(out.transpose(3, 1, 0, 2), (x,), "max_pooling", _backward)
@@ -930,15 +944,15 @@ def _members(thing, path=""):
             yield from _members(part, name)
 
 
-def _uniform(fan_in, shape):
+def _uniform(fan_in, shape):  # asarray, because for the shape () NumPy gives a float
     return Value(np.asarray(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape)))
 
 
 def _affine(layer, x):
     """x @ weight + bias, in the dtype of x."""
     x, weight = as_value(x, "x"), layer.weight
-    if weight.ndim and x.shape[-1:] != weight.shape[:1]:
-        raise ValueError(f"{layer} takes x of shape (..., {weight.shape[0]}), got {x.shape}")
+    if x.shape[-1:] != weight.shape[:1]:
+        raise ValueError(f"{layer} takes x of shape (..., input_num), got {x.shape}")
     return x @ weight.astype(x.dtype) + layer.bias.astype(x.dtype)
 
 
@@ -1077,10 +1091,6 @@ class Optimizer:
 # ---- Drawing --------------------------------------------------------------------------------------------------------
 
 
-def _array_text(data, prefix="", **options):
-    return np.array2string(data, separator=", ", prefix=prefix, **options)
-
-
 def draw_graph(value: Value) -> str:
     """The graph that computed value, as Graphviz DOT text: `dot -Tsvg` makes it a picture.
 
@@ -1113,7 +1123,7 @@ def draw_graph(value: Value) -> str:
 
 
 def _escaped(text):
-    """Text inside a record's label, where DOT gives some characters a meaning: a<b to a\\<b, & to &amp;."""
+    """Text inside a record's label, where DOT gives some characters a meaning."""
     text = "".join("\\" + c if c in '\\"{}|<>' else c for c in text.replace("&", "&amp;"))
     return text.replace("\n", "\\n")
 
@@ -1179,7 +1189,7 @@ def _real(name, value):
 
 
 def _axes(axis, ndim):
-    """axis, an integer, a tuple of them or None for all, as a tuple of integers from 0 to ndim - 1: -1 of 3 to (2,)."""
+    """axis, an integer, a tuple of them or None for all, as a tuple of integers from 0 to ndim - 1 (-1 as ndim - 1)."""
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
@@ -1189,8 +1199,8 @@ def _axes(axis, ndim):
     return tuple(a % ndim for a in axes)
 
 
-# glibc's malloc would give large arrays back to the kernel as soon as they are freed, and have them faulted in again
-# page by page in the next step. It is told to keep up to 256 MiB, in blocks of up to 32 MiB; other systems lack mallopt.
+# glibc's malloc returns large arrays to the operating system, and a step takes twice as long to fetch them again, page
+# by page: let it keep up to 256 MiB, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
 with contextlib.suppress(AttributeError, OSError, TypeError):
     ctypes.CDLL(None).mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
     ctypes.CDLL(None).mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
