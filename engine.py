@@ -33,7 +33,7 @@ import shutil
 import threading
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, Union
 
@@ -904,9 +904,9 @@ class Layer:
         cannot be written, or if a parameter is not finite.
         """
         weights = {name: p.data for name, p in self.named_parameters().items()}
-        wrong = [name for name, data in weights.items() if not np.isfinite(data).all()]
+        wrong = [f"{name} is not finite" for name, data in weights.items() if not np.isfinite(data).all()]
         if wrong:
-            raise ValueError(f"cannot save weights to {path}: {', '.join(wrong)} not finite")
+            raise ValueError(f"cannot save weights to {path}: {', '.join(wrong)}")
         _write_arrays(path, weights)
 
     def load(self: LayerType, path: str | os.PathLike[str]) -> LayerType:
@@ -920,11 +920,11 @@ class Layer:
             if name not in parameters:
                 wrong.append(f"{name} is too much")
             elif array.dtype.kind != "f" or array.shape != parameters[name].shape:
-                wrong.append(f"{name} is {array.dtype} {array.shape}, not real numbers {parameters[name].shape}")
+                wrong.append(f"{name} is {array.dtype} {array.shape} instead of real numbers {parameters[name].shape}")
             elif not np.isfinite(array).all():
                 wrong.append(f"{name} is not finite")
         if wrong:
-            raise ValueError(f"cannot load weights from {path}: {', '.join(wrong)}")
+            raise ValueError(f"cannot load weights from {path}: {', '.join(sorted(wrong))}")
         for name, p in parameters.items():
             p.data = float(arrays[name]) if type(p.data) is float else arrays[name].astype(p.dtype, order="C")
         return self
