@@ -755,7 +755,7 @@ def assert_untouched(path):
     "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()], ids=repr
 )
 @pytest.mark.parametrize("stage", ["savez", "fsync", "replace", "copymode"])
-def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(stage, error, old, monkeypatch):
+def test_a_save_that_fails_keeps_the_old_file_and_no_other(stage, error, old, monkeypatch):
     savez = np.savez
 
     def fail(*arguments, **named):

@@ -203,7 +203,7 @@ def test_gradient_survives_data_of_the_same_shape_and_dtype():
         np.testing.assert_array_equal(grad, np.full(x.shape, 3.0))
 
 
-def test_data_assigned_after_the_forward_pass_change_no_gradient():
+def test_data_assigned_after_the_forward_pass_do_not_matter():
     x, y = values((2,), (2,))
     out = (x * y).sum()
     x.data = np.array([100.0, 200.0])
@@ -325,7 +325,7 @@ def test_augmented_assignment_to_an_array_is_a_type_error(f):
 
 @pytest.mark.parametrize("f", ARITHMETIC.values(), ids=list(ARITHMETIC))
 def test_float16_and_integer_arrays_are_converted_as_operands(f):
-    """As constants, integers and booleans take the floating dtype that NumPy's rules give them beside the other operand."""
+    """Integers and booleans become the floats that NumPy's rules give beside the other operand."""
     v = Value(np.array([1.0, 2.0], f32))
     for dtype, expected in [
         ("int8", f32),
