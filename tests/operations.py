@@ -44,8 +44,8 @@ class Case(NamedTuple):
 def case(name, example=0, *, seed=None):
     """An example of OPERATIONS by its number, or a random case: random shapes, options and memory layouts.
 
-    Of `c = case("conv2d", seed=17)`, `c.arrays` are the operands, `c(*c.values())` is the result, `c.expected()` that of
-    the reference, and `check_gradients(c, *c.arrays)` looks at the gradients.
+    Of `c = case("conv2d", seed=17)`, `c.arrays` are the operands, `c(*c.values())` is the result, `c.expected()` the
+    reference's, and `check_gradients(c, *c.arrays)` looks at the gradients.
     """
     row = OPERATIONS[name]
     rng = np.random.default_rng(example if seed is None else seed)

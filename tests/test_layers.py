@@ -694,6 +694,20 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     assert refused > 8 * len(headers)
 
 
+def test_damage_that_numpy_does_not_notice_is_refused(tmp_path):
+    """Of a large array whose header says float32 instead of float64, NumPy reads one half, without the checksum."""
+    path = tmp_path / "w.npz"
+    layer = Two(Value(np.full(2000, 1.25)), None)
+    layer.save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"'<f8'", b"'<f4'"))
+    with np.load(path) as archive:
+        assert archive["first"].dtype == f32
+    before = layer.first.data
+    check(lambda: layer.load(path), VALUE, "^cannot load weights from .*w.npz: it is damaged, or no npz file$")
+    assert layer.first.data is before
+
+
 def test_a_truncated_file_is_refused_or_changes_nothing(tmp_path):
     path = tmp_path / "w.npz"
     Small(1.25).save(path)
@@ -776,6 +790,22 @@ def test_a_save_that_fails_keeps_the_old_file_and_no_other(stage, error, old, mo
     assert_same(numbers(Small().load(old)), numbers(Small(2.0)))
 
 
+def test_the_new_file_is_on_the_disk_before_it_takes_its_place(old, monkeypatch):
+    synced, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd)))
+
+    def replacing(source, target):
+        assert [(s.st_ino, s.st_size) for s in synced] == [(os.stat(source).st_ino, os.stat(source).st_size)]
+        assert_same(numbers(Small().load(source)), numbers(Small(2.0)))
+        assert_same(numbers(Small().load(target)), numbers(Small(1.0)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    Small(2.0).save(old)
+    assert len(synced) == 1
+    assert_same(numbers(Small().load(old)), numbers(Small(2.0)))
+
+
 @pytest.mark.parametrize("data", [math.nan, math.inf, -math.inf])
 def test_parameters_that_are_not_finite_are_not_saved(data, old):
     layer = Small(2.0)
@@ -850,6 +880,8 @@ def test_a_path_that_cannot_be_written_is_a_value_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for path in [
         tmp_path,  # a folder
         tmp_path / "missing" / "w.npz",
@@ -857,13 +889,13 @@ def test_a_path_that_cannot_be_written_is_a_value_error(tmp_path):
         tmp_path / ("x" * 300),
         tmp_path.joinpath(*["x" * 200] * 30),
         Path("/proc/w.npz"),  # where nobody may write, nor root; or there is no such folder
-        Path(os.devnull),  # which a new file would replace
+        pipe,  # which a new file would replace, as it would replace a device
         loop / "w.npz",
     ]:
         check(lambda path=path: Small().save(path), VALUE, "^cannot save weights to ")
         check(lambda path=path: Small().save(str(path)), VALUE, "^cannot save weights to ")
-    assert sorted(os.listdir(tmp_path)) == ["file", "loop"] and (tmp_path / "file").read_bytes() == b""
-    assert not os.path.isfile(os.devnull)
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop", "pipe"] and pipe.is_fifo()
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 def test_a_relative_path_is_one_of_the_working_directory(tmp_path, monkeypatch):
