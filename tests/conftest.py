@@ -1,4 +1,5 @@
+"""BLAS gets one thread: on a busy machine its threads wait for each other, and the tests take five times as long."""
+
 import os
 
-# Before NumPy is imported: on a busy machine BLAS's threads wait for each other, and the tests take five times as long.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
