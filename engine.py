@@ -1158,7 +1158,7 @@ def _read_arrays(path):
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
-            return {name: archive[name] for name in archive.files}
+            return {name: np.asarray(archive[name]) for name in archive.files}
     except OSError as error:
         raise ValueError(f"cannot load weights from {path}: {error.strerror or error}") from None
     except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file

@@ -21,7 +21,7 @@ def compare_with_reference(case, dtype=f64):
     """The result of an operation, whose operands keep their memory layout, with that of its reference."""
     out, expected = case(*map(Value, case.arrays)), np.asarray(case.expected())
     assert out.shape == expected.shape, f"shape {out.shape} instead of {expected.shape}"
-    assert out.dtype == (case.row.dtype or dtype), f"dtype {out.dtype}"
+    assert np.result_type(out.data) == (case.row.dtype or dtype), f"dtype {out.dtype}"
     np.testing.assert_allclose(out.data, expected, rtol=case.row.tolerance, atol=case.row.tolerance)
 
 
