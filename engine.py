@@ -112,7 +112,7 @@ class Value:
     @data.setter
     def data(self, data: ArrayLike) -> None:
         data = _as_data(data)
-        if np.shape(data) != self.shape or np.result_type(data) != self.dtype:
+        if (type(data), np.shape(data), np.result_type(data)) != (type(self._data), self.shape, self.dtype):
             self._grad = self._shared_grad = None  # the gradient of what data were
         self._data = data
 
@@ -318,9 +318,11 @@ class Value:
 
         Raises TypeError for axes that are no integers, ValueError unless each axis is there once.
         """
-        if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
-            axes = tuple(axes[0])
-        axes = _axes(axes, self.ndim) if axes else tuple(range(self.ndim))[::-1]
+        if not axes:
+            axes = range(self.ndim)[::-1]
+        elif isinstance(axes[0], (tuple, list)):
+            (axes,) = axes
+        axes = _axes(tuple(axes), self.ndim)
         if len(axes) != self.ndim:
             raise ValueError(f"transpose takes each axis of {self.shape} once, got {axes}")
 
@@ -490,8 +492,8 @@ class Value:
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
 
-        grad has data's shape, or one that data broadcast to. Raises ValueError for another shape, and for a Value that
-        is not among the `_children` of the result whose `_backward` is being called.
+        grad has data's shape, or one that data broadcast to. Raises ValueError for another shape, and where grad would
+        be lost: outside of a pass, and for a Value that is no operand in this graph or had its turn already.
         """
         if not self.requires_grad:
             return
@@ -870,7 +872,8 @@ class Layer:
         """The Values to train by their names, in the order of assignment: "weight", "conv1.bias", "layers.0.weight".
 
         They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
-        is there twice counts once. Constants are not among them, nor are results of operations.
+        is there twice counts once. Constants are not among them, nor are results of operations. Raises ValueError for
+        two parameters of one name, as of a dict with the keys 0 and "0".
         """
         found, visited = {}, {id(self)}
 
@@ -882,6 +885,8 @@ class Layer:
                 if isinstance(part, Layer):
                     visit(part, name)
                 elif part.requires_grad and not part._prev:
+                    if name in found:
+                        raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
 
         visit(self, "")
@@ -909,6 +914,7 @@ class Layer:
             raise ValueError(f"cannot save weights to {path}: {', '.join(wrong)}")
         _write_arrays(path, weights)
 
+    @np.errstate(over="ignore")  # float64 weights beyond float32 are not finite, and refused
     def load(self: LayerType, path: str | os.PathLike[str]) -> LayerType:
         """Take the parameters from a file that `save` wrote, each in its own dtype, and return self.
 
@@ -921,7 +927,7 @@ class Layer:
                 wrong.append(f"{name} is too much")
             elif array.dtype.kind != "f" or array.shape != parameters[name].shape:
                 wrong.append(f"{name} is {array.dtype} {array.shape} instead of real numbers {parameters[name].shape}")
-            elif not np.isfinite(array).all():
+            elif not np.isfinite(array.astype(parameters[name].dtype)).all():
                 wrong.append(f"{name} is not finite")
         if wrong:
             raise ValueError(f"cannot load weights from {path}: {', '.join(sorted(wrong))}")

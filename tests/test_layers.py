@@ -623,6 +623,22 @@ def test_load_names_what_is_wrong_and_changes_nothing(wrong, tmp_path):
     assert_same(numbers(layer), before)
 
 
+def test_load_refuses_what_is_too_large_for_float32(tmp_path):
+    layer = LinearLayer(3, 2)
+    layer.bias = Value(np.ones(2, f32))
+    np.savez(tmp_path / "w.npz", weight=np.zeros((3, 2)), bias=np.array([1.0, 1e300]))
+    before = numbers(layer)
+    check(lambda: layer.load(tmp_path / "w.npz"), VALUE, "^cannot load weights from .*w.npz: bias is not finite")
+    assert_same(numbers(layer), before)
+
+
+def test_two_parameters_of_one_name_are_refused():
+    """One of them would be trained or saved, and the other one not."""
+    layer = Layer()
+    layer.parts = {0: Value(1.0), "0": Value(2.0)}
+    check(layer.named_parameters, VALUE, "Layer.*parts.0")
+
+
 class Marker:
     """Unpickling it makes a file."""
 

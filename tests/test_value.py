@@ -190,6 +190,14 @@ def test_gradient_does_not_survive_data_of_another_kind(given, inner, looked_at)
     np.testing.assert_array_equal(v.grad, np.zeros_like(given), strict=True)
 
 
+@pytest.mark.parametrize("before, after", [(np.array(2.0), 5), (2.0, np.array(5.0)), (2.0, np.float64(5))], ids=repr)
+def test_gradient_of_an_array_is_none_of_a_number(before, after):
+    v = Value(before)
+    (v * 3).backward_all()
+    v.data = after
+    assert v.grad == 0.0 and isinstance(v.grad, float) == (type(v.data) is float)
+
+
 def test_gradient_survives_data_of_the_same_shape_and_dtype():
     for x, given in [
         (Value(np.ones(2)), np.array([5.0, 6.0])),
