@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import gzip
 import math
 import os
@@ -242,7 +241,6 @@ class Progress:
     def add(self, loss: float, n: int) -> None:
         """Count a step with n images. Raises FloatingPointError for a loss that is not finite."""
         if not math.isfinite(loss):
-            _live("")
             raise FloatingPointError(f"the loss is {loss}: try a smaller learning rate")
         self.seen, self.total, now = self.seen + n, self.total + n * loss, time.perf_counter()
         if now - self.shown > 0.1:
@@ -329,11 +327,13 @@ def _fitting(*forms):
 def _say(text):
     """Print text; on a terminal, lines that are too long for it are broken between words."""
     if _terminal(sys.stdout):
-        wrap = functools.partial(textwrap.fill, width=_columns(), break_long_words=False, break_on_hyphens=False)
-        text = "\n".join(
-            wrap(line, subsequent_indent=" " * (len(line) - len(line.lstrip()))) for line in text.split("\n")
-        )
+        text = "\n".join(_wrapped(line) for line in text.split("\n"))
     print(text, flush=True)
+
+
+def _wrapped(line):
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line, _columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _live(*forms):
@@ -428,13 +428,16 @@ def _print_header(args, model, training_images, test_images):
 
 @contextlib.contextmanager
 def _saved_if_stopped(model, path):
-    """Whatever stops a training, its weights are saved first; only those of one that diverged are worth nothing."""
+    """Whatever stops a training, its weights are saved first, unless it diverged; and the live line is cleared."""
     try:
         yield
     except BaseException as stop:
-        if path and not isinstance(stop, FloatingPointError):
+        worthless = not path or isinstance(stop, FloatingPointError)
+        if not worthless:
             model.save(path)
-            with contextlib.suppress(OSError, ValueError):  # perhaps nothing can be printed: that was the reason
+        with contextlib.suppress(OSError, ValueError):  # perhaps nothing can be printed: that was the reason
+            _live("")
+            if not worthless:
                 _say(f"weights saved to {path}")
         raise
 

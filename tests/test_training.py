@@ -504,6 +504,15 @@ def test_real_terminal_shows_and_keeps_what_was_learned(columns, small, tmp_path
     assert re.search(r"\ntest accuracy \S+ %", text)[0] in again.stdout and "epoch" not in again.stdout.split("Next")[0]
 
 
+def test_lines_break_between_words_and_keep_their_indentation(on_terminal):
+    terminal = on_terminal(40)
+    long = "/a-folder/with-a-name-that-is-longer-than/a-terminal"
+    script._say(f"\nweights that were saved, all of them, to {long}\n  weights that are ready-made and of this width!")
+    assert terminal.getvalue() == (
+        f"\nweights that were saved, all of them, to\n{long}\n  weights that are ready-made and of\n  this width!\n"
+    )
+
+
 def test_same_seed_prints_the_same_losses(small, capsys):
     losses = []
     for seed in ("1", "1", "2"):
@@ -754,6 +763,17 @@ def test_stop_without_save_writes_nothing(small, monkeypatch, on_terminal):
     stop(monkeypatch, 3, KeyboardInterrupt)
     assert main(["--data", str(small)]) == 130
     assert list(Path().iterdir()) == [] and "saved" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, MemoryError, FloatingPointError])
+def test_stop_clears_the_live_line(reason, small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    clock = iter(range(10**6))
+    monkeypatch.setattr(script.time, "perf_counter", lambda: float(next(clock)))
+    stop(monkeypatch, 3, reason)
+    main(["--data", str(small), "--save", "w.npz"])
+    assert "left" in terminal.getvalue() and "left" not in "".join(terminal.lines())
+    assert terminal.lines()[-2:] == ["" if reason is FloatingPointError else "weights saved to w.npz", ""]
 
 
 class Full(io.StringIO):
