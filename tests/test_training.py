@@ -369,6 +369,18 @@ def test_import_has_no_side_effects(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("asked, threads", [(None, "1"), ("2", "2")])
+def test_script_takes_one_thread_unless_asked_for_more(asked, threads):
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment.update({"OPENBLAS_NUM_THREADS": asked} if asked else {}, PYTHONPATH=str(ROOT))
+    code = "import atexit, os, runpy, sys; atexit.register(lambda: print(os.environ['OPENBLAS_NUM_THREADS']));"
+    code += (
+        f"sys.argv = ['', '--epochs', 'x']; runpy.run_path({str(ROOT / 'train_on_MNIST.py')!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (2, threads)
+
+
 def test_run_prints_data_model_settings_and_epochs(small, tmp_path):
     environment = {**os.environ, "COLUMNS": "40"}  # a pipe has no width
     result = run("--data", small, "--epochs", 3, "--seed", 7, cwd=tmp_path, env=environment)
