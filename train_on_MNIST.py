@@ -1,55 +1,30 @@
 """Train the CNN of model.py on MNIST, with the engine's own gradients and SGD.
 
-    python train_on_MNIST.py                                    train, and test after every epoch
-    python train_on_MNIST.py --save weights.npz                 ... and keep what was learned
-    python train_on_MNIST.py --epochs 0 --load weights.npz      test a network that was saved
-    python train_on_MNIST.py --epochs 0 --load weights.npz --show   ... and look at its mistakes
-    python train_on_MNIST.py --data fashion                     another data set in MNIST's format
-    python train_on_MNIST.py --help                             all options
+    python train_on_MNIST.py                                 # train, and test
+    python train_on_MNIST.py --save weights.npz              # and keep weights
+    python train_on_MNIST.py --epochs 0 --load weights.npz   # test kept weights
+    python train_on_MNIST.py --data fashion                  # other MNIST files
 
-The first command prints:
-
-    60,000 training images and 10,000 test images from MNIST
-    CNN(
-      conv1: Conv2dLayer(1, 4, 3, bias=True, stride=1, padding=1), relu, max_pooling(2)
-      conv2: Conv2dLayer(4, 8, 3, bias=True, stride=1, padding=1), relu, max_pooling(2)
-      linear: LinearLayer(392, 10)
-    ): 4,266 parameters, new weights
-    epochs 12, batch size 32, learning rate 0.15 falling to 0, seed 0
-
-    epoch  1/12   loss 0.2453   test accuracy 97.09 %   2.7 s
-    epoch  2/12   loss 0.1158   test accuracy 97.26 %   2.7 s
-    epoch  3/12   loss 0.0961   test accuracy 98.21 %   2.7 s
-    epoch  4/12   loss 0.0863   test accuracy 98.43 %   2.8 s
-    epoch  5/12   loss 0.0795   test accuracy 97.75 %   2.7 s
-    epoch  6/12   loss 0.0733   test accuracy 98.33 %   2.7 s
-    epoch  7/12   loss 0.0676   test accuracy 98.45 %   2.7 s
-    epoch  8/12   loss 0.0636   test accuracy 98.59 %   2.6 s
-    epoch  9/12   loss 0.0600   test accuracy 98.55 %   2.6 s
-    epoch 10/12   loss 0.0554   test accuracy 98.73 %   2.7 s
-    epoch 11/12   loss 0.0512   test accuracy 98.78 %   2.7 s
-    epoch 12/12   loss 0.0496   test accuracy 98.81 %   2.8 s
-
-    test accuracy 98.81 %, 32 s of training
-
-    Next:
-      --show draws images that it gets wrong
-      --save weights.npz keeps what it learns, --load weights.npz starts from there
-      model.py is the network: change it and run this again
+The loop is in `train`, one step of it in `train_step`. `python train_on_MNIST.py --help` lists all options.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import math
 import os
+import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import textwrap
 import time
+import traceback
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -59,17 +34,18 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from engine import Optimizer, cross_entropy, no_grad
+from engine import Optimizer, as_value, cross_entropy, no_grad
 from model import CNN
 
 EPOCHS = 12
-BATCH_SIZE = 32
-LR = 0.15  # at the start; it falls linearly to 0. Larger ones leave some seeds with channels whose ReLU is never active
+BATCH_SIZE = 64
+LR = 0.3  # the highest learning rate of the run
+WARMUP = 500  # steps in which the learning rate rises to LR; starting with LR leaves some ReLUs inactive for ever
 SEED = 0
 DATA = Path(__file__).resolve().parent / "data"
+LAST = Path("last.npz")  # where a run on a terminal leaves its weights, if --save names no other file
 
 MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0 ... 1
-SHOWN = 6  # images in --show
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -86,10 +62,8 @@ def load_mnist(directory: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
 
 
 def _load_pair(directory, name):
-    image_path = _find(directory, f"{name}-images-idx3-ubyte")
-    label_path = _find(directory, f"{name}-labels-idx1-ubyte")
-    pixels = _read_idx(image_path, 0x803, (28, 28))
-    labels = _read_idx(label_path, 0x801, ())
+    image_path, pixels = _read_idx(directory / f"{name}-images-idx3-ubyte", 0x803, (28, 28))
+    label_path, labels = _read_idx(directory / f"{name}-labels-idx1-ubyte", 0x801, ())
     if len(labels) != len(pixels):
         raise ValueError(f"{label_path} has {len(labels):,} labels for the {len(pixels):,} images of {image_path.name}")
     if labels.max() > 9:
@@ -102,21 +76,10 @@ def _load_pair(directory, name):
     return images, labels.astype(np.int64)
 
 
-def _find(directory, name):
-    for path in (directory / f"{name}.gz", directory / name):
-        if path.exists():
-            return path
-    raise ValueError(f"{directory / name} is missing, with .gz and without")
-
-
 def _read_idx(path, magic, shape):
-    """The bytes (n, *shape) of an IDX file: its magic number, n and the shape, four bytes each, and the elements."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
+    """The path that was found, and the bytes (n, *shape) of its IDX file: the magic number, n and the shape, four bytes
+    each, and the elements."""
+    path, content = _read(path)
     start = 4 * (2 + len(shape))
     found, n, *sizes = (int.from_bytes(content[i : i + 4], "big") for i in range(0, start, 4))
     if found != magic:
@@ -127,25 +90,50 @@ def _read_idx(path, magic, shape):
         raise ValueError(f"{path} has images of {sizes[0]} x {sizes[1]} pixels, but the network takes 28 x 28")
     if n == 0:
         raise ValueError(f"{path} is empty: its header says 0")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(n, *shape)
+    return path, np.frombuffer(content, np.uint8, offset=start).reshape(n, *shape)
+
+
+def _read(path):
+    """The content of path.gz, decompressed, or of path, and which of the two it was."""
+    for found, opener in ((path.with_name(f"{path.name}.gz"), gzip.open), (path, open)):
+        try:
+            with opener(found, "rb") as file:
+                return found, file.read()
+        except FileNotFoundError:
+            continue
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise ValueError(f"{found} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    raise ValueError(f"{path} is missing, with .gz and without")
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
-def predict(model: CNN, X: np.ndarray, batch_size: int = 100) -> np.ndarray:
-    """The class that the model sees in each image: X (n, 1, 28, 28) to int64 (n,)."""
-    with no_grad():
-        return np.concatenate([model(X[i : i + batch_size]).data.argmax(1) for i in range(0, len(X), batch_size)])
+def batches(X: np.ndarray, y: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch: all images with their labels, in a new random order, each batch moved by a pixel or not at all."""
+    order = np.random.permutation(len(X))
+    for i in range(0, len(X), batch_size):
+        batch = order[i : i + batch_size]
+        shift = np.random.randint(-1, 2, 2)  # down or up, right or left: worth 0.2 % of accuracy
+        yield np.roll(X[batch], shift, (2, 3)), y[batch]
 
 
-def evaluate(model: CNN, X: np.ndarray, y: np.ndarray, batch_size: int = 100) -> float:
-    """The share of the images X (n, 1, 28, 28) that the model gives their label y (n,), 0 ... 1.
+def learning_rate(step: int, steps: int, lr: float) -> float:
+    """The learning rate of a step, 0 ... steps - 1: it rises linearly to lr, then falls linearly to 0.
 
-    Raises ValueError for images and labels that do not fit, or if there are none.
+    It rises for WARMUP steps, in a short run for a tenth of the steps.
     """
-    _check_pair(X, y)
-    return float(np.mean(predict(model, X, batch_size) == y))
+    warmup = min(WARMUP, steps // 10)
+    return lr * min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))
+
+
+def train_step(model: CNN, optimizer: Optimizer, X: np.ndarray, y: np.ndarray, lr: float) -> float:
+    """One step of stochastic gradient descent; the loss, before it. Its graph is freed at the end."""
+    optimizer.zero_grad()
+    loss = cross_entropy(model(X), y)
+    loss.backward()
+    optimizer.update(lr)
+    return loss.item()
 
 
 @np.errstate(all="ignore")  # no warnings of overflows: they make the loss inf or nan, which is an error below
@@ -158,95 +146,155 @@ def train(
     epochs: int = EPOCHS,
     batch_size: int = BATCH_SIZE,
     lr: float = LR,
+    losses: list[float] | None = None,
 ) -> float:
     """Train the model in place with SGD, print one line for each epoch, and return the accuracy on the test images.
 
-    Images are (n, 1, 28, 28), labels integers (n,). Each epoch takes all images in a new random order and moves each
-    batch by a pixel or not at all; the learning rate falls linearly from lr to 0 over the whole run. np.random.seed
-    makes a run reproducible.
+    Images are (n, 1, 28, 28), labels integers (n,). np.random.seed makes a run reproducible. The mean loss of each
+    epoch is appended to losses, if given.
 
-    Raises ValueError for images and labels that do not fit, epochs or a batch_size below 1, or a wrong lr, and
-    FloatingPointError when the loss is no longer finite. A KeyboardInterrupt is passed on after the line of its epoch.
+    Raises, before the first step, ValueError or TypeError for images and labels that do not fit, epochs or a batch_size
+    below 1, or a wrong lr; and FloatingPointError when the loss is no longer finite. A KeyboardInterrupt is passed on
+    after the line of its epoch.
     """
-    _check_pair(X_train, y_train)
-    _check_pair(X_test, y_test)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
-    n, optimizer = len(X_train), Optimizer(model.parameters())
-    step, steps = 0, epochs * math.ceil(n / batch_size)
+    (X_train, y_train), (X_test, y_test) = _checked(X_train, y_train), _checked(X_test, y_test)
+    _check_settings(epochs, batch_size, lr)
+    optimizer, steps = Optimizer(model.parameters()), epochs * math.ceil(len(X_train) / batch_size)
+    rates = (learning_rate(step, steps, lr) for step in range(steps))
+    progress = Progress(epochs, len(X_train))
 
-    for epoch in range(1, epochs + 1):
-        order, seen, total = np.random.permutation(n), 0, 0.0
-        start = shown = time.perf_counter()
-
-        def finish(note=""):  # the epoch's line
-            accuracy = evaluate(model, X_test, y_test)
-            _live("")
-            print(
-                f"epoch {epoch:{len(str(epochs))}}/{epochs}   loss {total / seen:.4f}   "
-                f"test accuracy {100 * accuracy:.2f} %   {time.perf_counter() - start:.1f} s{note}",
-                flush=True,
-            )
-            return accuracy
-
+    for _ in range(epochs):
+        progress.start_epoch()
         try:
-            for i in range(0, n, batch_size):
-                batch = order[i : i + batch_size]
-                optimizer.zero_grad()
-                shift = np.random.randint(-1, 2, 2)  # by a pixel down or up, right or left: 0.2 % more accuracy
-                loss = cross_entropy(model(np.roll(X_train[batch], shift, (2, 3))), y_train[batch])
-                if not np.isfinite(loss.data):
-                    _live("")
-                    raise FloatingPointError(f"the loss is {loss.data}: try a smaller learning rate than {lr:g}")
-                loss.backward_all()
-                optimizer.update(lr * (1 - step / steps))
-                step, seen, total = step + 1, seen + len(batch), total + len(batch) * float(loss.data)
-                now = time.perf_counter()
-                if now - shown > 0.1:
-                    shown, speed = now, seen / (now - start)
-                    _live(f"epoch {epoch}/{epochs}   {seen / n:4.0%}   loss {total / seen:.4f}   {speed:,.0f} images/s")
-            accuracy = finish()
+            for X, y in batches(X_train, y_train, batch_size):
+                progress.add(train_step(model, optimizer, X, y, next(rates)), len(y))
+            accuracy = evaluate(model, X_test, y_test)
         except KeyboardInterrupt:
-            if seen:
-                finish(f"   (interrupted after {seen:,} of {n:,} images)")
+            if progress.seen:
+                progress.end_epoch(evaluate(model, X_test, y_test))
             raise
+        progress.end_epoch(accuracy)
+        if losses is not None:
+            losses.append(progress.loss)
     return accuracy
 
 
-def _check_pair(X, y):
-    if np.ndim(X) == 0 or len(X) == 0 or np.shape(y) != (len(X),):
-        raise ValueError(f"one label is needed for each image, at least one, got {np.shape(X)} and {np.shape(y)}")
+def logits(model: CNN, X: np.ndarray, batch_size: int = 200) -> np.ndarray:
+    """What the model answers to the images X (n, 1, 28, 28): a number for each class, (n, 10)."""
+    with no_grad():
+        return np.concatenate([model(X[i : i + batch_size]).data for i in range(0, len(X), batch_size)])
 
 
-def _live(text):
-    """On a terminal, write text over the current line, where the next output overwrites it."""
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        print("\r" + text[:width].ljust(width) + "\r", end="", flush=True)
+def predict(model: CNN, X: np.ndarray, batch_size: int = 200) -> np.ndarray:
+    """The class that the model sees in each image: X (n, 1, 28, 28) to int64 (n,)."""
+    return logits(model, X, batch_size).argmax(1)
 
 
-# ---- Showing --------------------------------------------------------------------------------------------------------
+def evaluate(model: CNN, X: np.ndarray, y: np.ndarray, batch_size: int = 200) -> float:
+    """The share of the images X (n, 1, 28, 28) that the model gives their label y (n,), 0 ... 1.
+
+    Raises ValueError or TypeError for images and labels that do not fit, or if there are none.
+    """
+    X, y = _checked(X, y)
+    return float(np.mean(predict(model, X, batch_size) == y))
+
+
+def _checked(X, y):
+    """X and y as arrays, if they are images and their labels."""
+    X, labels = as_value(X, "images").data, np.asarray(y)
+    if np.shape(X)[1:] != (1, 28, 28):
+        raise ValueError(f"images must be (n, 1, 28, 28), got shape {np.shape(X)}")
+    if len(X) == 0 or labels.shape != (len(X),):
+        raise ValueError(f"one label is needed for each image, at least one, got {X.shape} and {labels.shape}")
+    if labels.dtype.kind not in "iu" or isinstance(y, np.ma.MaskedArray):
+        raise TypeError(f"labels must be integers, got {type(y).__name__} of dtype {labels.dtype}")
+    if labels.min() < 0 or labels.max() > 9:
+        raise ValueError(f"labels must be 0 ... 9, got {labels.min()} ... {labels.max()}")
+    return X, labels
+
+
+def _check_settings(epochs, batch_size, lr):
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
+
+
+# ---- Output ---------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Prints a training: a line for each epoch and, on a terminal, a live one that knows how long it will take."""
+
+    def __init__(self, epochs: int, images: int):
+        self.epochs, self.epoch, self.images, self.start = epochs, 0, images, time.perf_counter()
+
+    def start_epoch(self) -> None:
+        self.epoch, self.seen, self.total = self.epoch + 1, 0, 0.0
+        self.epoch_start = self.shown = time.perf_counter()
+
+    @property
+    def loss(self) -> float:
+        """The mean of the epoch so far."""
+        return self.total / self.seen
+
+    def add(self, loss: float, n: int) -> None:
+        """Count a step with n images. Raises FloatingPointError for a loss that is not finite."""
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}: try a smaller learning rate")
+        self.seen, self.total, now = self.seen + n, self.total + n * loss, time.perf_counter()
+        if now - self.shown > 0.1:
+            self.shown, share = now, self.seen / self.images
+            speed = self.seen / (now - self.epoch_start)
+            left = (now - self.start) * (self.epochs / (self.epoch - 1 + share) - 1)
+            _live(
+                f"{self._name()}   {share:4.0%}   loss {self.loss:.4f}   {speed:,.0f} images/s   {left:.0f} s left",
+                f"{self._name()}  {share:4.0%}  {self.loss:.4f}  {left:.0f} s left",
+            )
+
+    def end_epoch(self, accuracy: float) -> None:
+        _live("")
+        if self.seen < self.images:
+            _say(f"interrupted after {self.seen:,} of {self.images:,} images")
+        accuracy, duration = f"{100 * accuracy:.2f} %", f"{time.perf_counter() - self.epoch_start:.1f} s"
+        long = f"{self._name()}   loss {self.loss:.4f}   test accuracy {accuracy}   {duration}"
+        _say(_fitting(long, f"{self._name()}  {self.loss:.4f}  {accuracy}  {duration}"))
+
+    def _name(self):
+        return f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
 
 
 def show(model: CNN, X: np.ndarray, y: np.ndarray) -> None:
-    """Print some of the images X (n, 1, 28, 28) whose label y (n,) the model does not see, and the confusion matrix."""
-    predicted = predict(model, X)
-    wrong = np.flatnonzero(predicted != y)
-    shown = wrong[:SHOWN]
-    print(f"\n{len(shown)} of the {len(wrong):,} images that it gets wrong:")
-    columns = max(1, shutil.get_terminal_size().columns // 26)
-    for i in range(0, len(shown), columns):
-        row = shown[i : i + columns]
-        print()
-        print("  ".join(f"{f'label {y[j]}, seen as {predicted[j]}':24}" for j in row))
-        for lines in zip(*(picture(X[j, 0]) for j in row)):
-            print("  ".join(lines))
+    """Print those images X (n, 1, 28, 28) whose label y (n,) the model is most wrong about, and the confusion matrix.
 
-    print("\nRows are labels, columns what the network saw:\n")
-    print("     " + "".join(f"{digit:6}" for digit in range(10)))
-    counts = np.bincount(10 * y + predicted, minlength=100).reshape(10, 10)
-    for digit, row in enumerate(counts):
-        print(f"{digit:5}" + "".join(f"{count or '.':>6}" for count in row))
+    The most wrong is the one with the highest probability of a wrong answer.
+    """
+    X, y = _checked(X, y)
+    answers = logits(model, X)
+    predicted = answers.argmax(1)
+    confidence = 1 / np.exp(answers - answers.max(1, keepdims=True)).sum(1)  # the softmax's largest element
+    wrong = np.flatnonzero(predicted != y)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    side_by_side = max(1, _columns() // 30)
+    shown = wrong[: 2 * side_by_side]
+    _say(f"\n{len(shown)} of the {len(wrong):,} images that it gets wrong, the surest first:")
+    for i in range(0, len(shown), side_by_side):
+        row = shown[i : i + side_by_side]
+        captions = [f"label {y[j]}, seen as {predicted[j]} ({confidence[j]:.1%})".replace("%", " %") for j in row]
+        print("\n" + "".join(f"{caption:30}" for caption in captions).rstrip())
+        for lines in zip(*(picture(X[j, 0]) for j in row)):
+            print("".join(f"{line:30}" for line in lines).rstrip())
+    _print_confusion(np.bincount(10 * y + predicted, minlength=100).reshape(10, 10))
+
+
+def _print_confusion(counts):
+    _say("\nRows are labels, columns what the network saw:")
+    half = 10 if _columns() >= 65 else 5  # columns side by side
+    for first in range(0, 10, half):
+        digits = range(first, first + half)
+        print("\n     " + "".join(f"{digit:6}" for digit in digits))
+        for label, row in enumerate(counts):
+            print(f"{label:5}" + "".join(f"{row[digit] or '.':>6}" for digit in digits))
 
 
 def picture(image: np.ndarray) -> list[str]:
@@ -257,149 +305,243 @@ def picture(image: np.ndarray) -> list[str]:
     ink = image[2:26, 2:26] > (0.3 - MEAN) / DEVIATION
     halves = " ▄▀█"
     try:
-        halves.encode(sys.stdout.encoding or "utf-8")
+        halves.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:  # a terminal or a file with fewer characters
         halves = " .'#"
     return ["".join(halves[2 * upper + lower] for upper, lower in zip(*rows)) for rows in zip(ink[::2], ink[1::2])]
 
 
+def _terminal(stream):
+    return stream is not None and stream.isatty()  # None: the shell has closed it, as by `>&-`
+
+
+def _columns():
+    return shutil.get_terminal_size().columns if _terminal(sys.stdout) else 80
+
+
+def _fitting(*forms):
+    """The first of these texts that fits into a line, or the last."""
+    return next((text for text in forms if len(text) <= _columns()), forms[-1])
+
+
+def _say(text):
+    """Print text; on a terminal, lines that are too long for it are broken between words."""
+    if _terminal(sys.stdout):
+        text = "\n".join(_wrapped(line) for line in text.split("\n"))
+    print(text, flush=True)
+
+
+def _wrapped(line):
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line, _columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _live(*forms):
+    """On a terminal, write the first form that fits over the current line, where the next output overwrites it."""
+    if _terminal(sys.stdout):
+        width = _columns() - 1
+        print("\r" + _fitting(*forms)[:width].ljust(width) + "\r", end="", flush=True)
+
+
 # ---- Command line ---------------------------------------------------------------------------------------------------
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def _terminate(number, frame):
+    raise Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line argv (sys.argv's by default) and return the exit status: 0, 1 after an error, 130 after
-    Ctrl-C."""
-    args = _parse(argv)
+    Ctrl-C, 143 after SIGTERM."""
+    status, message = 0, ""
     try:
-        _run(args)
-        sys.stdout.flush()
-    except (ValueError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # nobody reads on, as in `| head`: leave nothing to be flushed at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+        _run(_parse(argv))
+    except KeyboardInterrupt as stop:
+        status, message = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
+    except BrokenPipeError:  # nobody reads on, as in `| head`
+        status = 1
+    except Exception as error:
+        status, message = 1, f"error: {_sentence(error)}"
+    with contextlib.suppress(OSError):
+        if message:
+            print(message, file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # leave nothing to be flushed at the exit
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _sentence(error):
+    if isinstance(error, MemoryError):
+        return f"out of memory {error}".rstrip()
+    if isinstance(error, OSError):  # of the output: all others have become a ValueError
+        return f"the output cannot be written: {error.strerror or error}"
+    if isinstance(error, (ValueError, FloatingPointError)):
+        return error
+    place = traceback.extract_tb(error.__traceback__)[-1]  # a mistake in the code, perhaps in a changed model
+    return f"{type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
 
 
 def _run(args):
     if args.save:
         _check_writable(args.save)  # before the training instead of after it
     np.random.seed(args.seed)
-    model = CNN()
+    model, losses, duration, failure = CNN(), [], "", ""
     if args.load:
         model.load(args.load)
     X_train, y_train, X_test, y_test = load_mnist(args.data)
-
-    name = "MNIST" if args.data == DATA else args.data
-    print(f"{len(X_train):,} training images and {len(X_test):,} test images from {name}")
-    source = f"weights from {args.load}" if args.load else "new weights"
-    print(f"{model}: {sum(p.data.size for p in model.parameters()):,} parameters, {source}")
-    if args.epochs == 0:
-        accuracy, duration = evaluate(model, X_test, y_test), ""
-    else:
-        settings = f"batch size {args.batch_size}, learning rate {args.lr:g} falling to 0, seed {args.seed}"
-        print(f"epochs {args.epochs}, {settings}\n", flush=True)
+    _print_header(args, model, len(X_train), len(X_test))
+    if args.epochs:
         start = time.perf_counter()
-        try:
-            accuracy = train(model, X_train, y_train, X_test, y_test, args.epochs, args.batch_size, args.lr)
-        except (KeyboardInterrupt, BrokenPipeError):
-            _save(model, args.save)
-            raise
+        with _saved_if_stopped(model, args.save):
+            accuracy = train(model, X_train, y_train, X_test, y_test, args.epochs, args.batch_size, args.lr, losses)
         duration = f", {time.perf_counter() - start:.0f} s of training"
-    print(f"\ntest accuracy {100 * accuracy:.2f} %{duration}")
-    _save(model, args.save)
-    if args.show:
+        failure = _failure(accuracy, losses, y_test)
+    else:
+        accuracy = evaluate(model, X_test, y_test)
+    path, notice = _keep(model, args, failure)
+    _say(f"\ntest accuracy {100 * accuracy:.2f} %{duration}{notice}")
+    if args.show or _interactive():
         show(model, X_test, y_test)
+    if failure:
+        _say(f"\n{failure}")
+    else:
+        _print_next(args, path)
 
+
+def _print_header(args, model, training_images, test_images):
+    name = "MNIST" if args.data == DATA else args.data
+    _say(f"{training_images:,} training images and {test_images:,} test images from {name}")
+    print(model)
+    source = f"weights from {args.load}" if args.load else "new weights"
+    _say(f"{sum(p.data.size for p in model.parameters()):,} parameters, {source}")
+    if args.epochs:
+        settings = f"batch size {args.batch_size}, learning rate up to {args.lr:g}, seed {args.seed}"
+        _say(f"epochs {args.epochs}, {settings}\n")
+
+
+@contextlib.contextmanager
+def _saved_if_stopped(model, path):
+    """Whatever stops a training, its weights are saved first, unless it diverged; and the live line is cleared."""
+    try:
+        yield
+    except BaseException as stop:
+        worthless = not path or isinstance(stop, FloatingPointError)
+        if not worthless:
+            model.save(path)
+        with contextlib.suppress(OSError, ValueError):  # perhaps nothing can be printed: that was the reason
+            _live("")
+            if not worthless:
+                _say(f"weights saved to {path}")
+        raise
+
+
+def _failure(accuracy, losses, y):
+    """A sentence about a training that learned nothing, or nothing."""
+    guessing = np.bincount(y).max() / len(y)  # always the most frequent label
+    if accuracy < guessing + 0.1 * (1 - guessing):  # untrained networks are right about up to a fifth of MNIST
+        return "It learned nothing: that is hardly better than guessing. Try another --lr, or more --epochs."
+    if losses[-1] > losses[0]:
+        return f"It learned nothing: the loss rose from {losses[0]:.4f} to {losses[-1]:.4f}. Try a smaller --lr."
+    return ""
+
+
+def _keep(model, args, failure):
+    """Save the weights. Returns the file that they are in, or None, and a line about it."""
+    if args.save:
+        model.save(args.save)
+        return args.save, f"\nweights saved to {args.save}"
+    if not args.epochs:
+        return args.load, ""
+    if failure or not _interactive():
+        return None, ""
+    try:
+        model.save(LAST)
+    except ValueError as error:  # nobody has asked for it
+        return None, f"\n{error}"
+    return LAST, f"\nweights saved to {LAST}, until the next run on a terminal"
+
+
+def _interactive():
+    """Does somebody sit there? Then a run shows its mistakes and leaves its weights without being asked."""
+    return _terminal(sys.stdin) and _terminal(sys.stdout)
+
+
+def _print_next(args, path):
+    shown = args.show or _interactive()
     print("\nNext:")
-    if not args.show:
-        print("  --show draws images that it gets wrong")
-    if not args.save and not args.load:
-        print("  --save weights.npz keeps what it learns, --load weights.npz starts from there")
-    print("  model.py is the network: change it and run this again")
-
-
-def _save(model, path):
-    if path:
-        model.save(path)
-        print(f"weights saved to {path}")
+    if path and (args.epochs or not shown):
+        options = ["--epochs", "0", "--load", str(path)]
+        options += [] if args.data == DATA else ["--data", str(args.data)]
+        options += [] if _interactive() else ["--show"]
+        script, options = shlex.join([sys.orig_argv[0], sys.argv[0]]), shlex.join(options)
+        print(_fitting(f"  {script} {options}", f"  {script} \\\n    {options}"))
+        _say("    shows its mistakes, without training")
+    elif not shown:
+        _say("  --show draws images that it gets wrong")
+    if not path:
+        _say("  --save weights.npz keeps what it learns")
+    _say("  model.py is the network: change it and run this again")
 
 
 def _check_writable(path):
-    if path.exists() and not path.is_file():
-        raise ValueError(f"cannot save weights to {path}: it is not a regular file")
+    """Do what Layer.save will do in this folder and with this name."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}."):
+        target = Path(os.path.realpath(path))
+        if not target.exists():
+            open(target, "xb").close()
+            os.unlink(target)
+        elif not target.is_file():
+            raise OSError("it is not a regular file")
+        with tempfile.NamedTemporaryFile(dir=target.parent):
             pass
-    except OSError as error:
-        raise ValueError(f"cannot save weights to {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise ValueError(f"cannot save weights to {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+NUMBERS = {  # option: its type, what it may be, and that in words
+    "epochs": (int, lambda n: n >= 0, "a whole number, 0 or more"),
+    "batch_size": (int, lambda n: n >= 1, "a whole number, 1 or more"),
+    "lr": (float, lambda x: 0 < x < math.inf, "a number above 0"),
+    "seed": (int, lambda n: 0 <= n < 2**32, "a whole number, 0 to 4294967295"),
+}
 
 
 def _parse(argv):
-    parser = argparse.ArgumentParser(description="Train the CNN of model.py on MNIST, and test it after every epoch.")
+    parser = argparse.ArgumentParser(
+        description="Train the CNN of model.py on MNIST, and test it after every epoch.",
+        epilog="examples:\n" + (__doc__ or "\n\n").split("\n\n")[1],  # no docstring under python -OO
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add(
-        "--epochs",
-        type=natural_number,
-        default=EPOCHS,
-        metavar="N",
-        help="passes over all images (%(default)s); 0 only tests the weights of --load",
-    )
-    add("--batch-size", type=positive_integer, default=BATCH_SIZE, metavar="N", help="images in a step (%(default)s)")
-    add(
-        "--lr",
-        type=positive_number,
-        default=LR,
-        metavar="X",
-        help="learning rate at the start (%(default)s); it falls linearly to 0",
-    )
-    add("--seed", type=seed, default=SEED, metavar="N", help="the same seed prints the same losses (%(default)s)")
-    add(
-        "--data",
-        type=Path,
-        default=DATA,
-        metavar="DIR",
-        help="folder of four files in MNIST's format, gzipped or not (data, beside this script)",
-    )
-    add("--save", type=Path, metavar="FILE", help="write the weights to this npz file, after Ctrl-C too")
-    add("--load", type=Path, metavar="FILE", help="start from the weights in this npz file")
-    add("--show", action="store_true", help="draw images that it gets wrong, and print the confusion matrix")
+    add("--epochs", default=EPOCHS, metavar="N", help="passes over all images (%(default)s); 0 only tests --load")
+    add("--batch-size", default=BATCH_SIZE, metavar="N", help="images in a step (%(default)s)")
+    add("--lr", default=LR, metavar="X", help="highest learning rate (%(default)s); it rises from 0, then falls to 0")
+    add("--seed", default=SEED, metavar="N", help="the same seed prints the same losses (%(default)s)")
+    add("--data", type=Path, default=DATA, metavar="DIR", help="folder of four files in MNIST's format, gzipped or not")
+    add("--save", type=Path, metavar="FILE", help=f"write the weights here, after Ctrl-C too (on a terminal {LAST})")
+    add("--load", type=Path, metavar="FILE", help="start from the weights in this file")
+    add("--show", action="store_true", help="draw images that it gets wrong, and more (on a terminal always)")
     args = parser.parse_args(argv)
+    for name, (kind, allowed, words) in NUMBERS.items():
+        try:
+            number = kind(getattr(args, name))
+        except ValueError:
+            number = math.nan
+        if not allowed(number):
+            parser.error(f"--{name.replace('_', '-')} must be {words}")
+        setattr(args, name, number)
     if args.epochs == 0 and not args.load:
-        parser.error("argument --epochs: 0 needs --load FILE")
+        parser.error("--epochs 0 needs --load FILE")
     return args
 
 
-# What an option takes; argparse answers a ValueError with "invalid positive_integer value: '0'".
-
-
-def natural_number(text):
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
-
-
-def positive_integer(text):
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def positive_number(text):
-    if not 0 < float(text) < math.inf:
-        raise ValueError
-    return float(text)
-
-
-def seed(text):
-    if not 0 <= int(text) < 2**32:
-        raise ValueError
-    return int(text)
-
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -1,20 +1,26 @@
-"""The data, the model's files and the training script."""
+"""The training script reads the data, trains, prints what fits the terminal, and never loses what it was to save."""
 
+import errno
+import gc
 import gzip
 import hashlib
 import io
+import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import train_on_MNIST as script
-from engine import Value, no_grad
+from engine import Optimizer, Value, cross_entropy
 from model import CNN
-from train_on_MNIST import evaluate, load_mnist, main, train
+from train_on_MNIST import batches, evaluate, learning_rate, load_mnist, main, train, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -27,11 +33,6 @@ IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = FILES
 
 
 @pytest.fixture(scope="module")
-def mnist():
-    return load_mnist(ROOT / "data")
-
-
-@pytest.fixture(scope="module")
 def raw():
     """The decompressed content of the four files."""
     return {name: gzip.decompress((ROOT / "data" / f"{name}.gz").read_bytes()) for name in FILES}
@@ -41,15 +42,19 @@ def idx(magic, sizes, content):
     return b"".join(n.to_bytes(4, "big") for n in (magic, *sizes)) + content
 
 
-@pytest.fixture
-def small(tmp_path, raw):
-    """A folder with the first 300 training images and 100 test images, not compressed."""
-    folder = tmp_path / "small"
+def write_first(folder, raw, train_images, test_images):
+    """The first images of MNIST and their labels, not compressed."""
     folder.mkdir()
-    for images, labels, n in ((IMAGES, LABELS, 300), (TEST_IMAGES, TEST_LABELS, 100)):
+    for images, labels, n in ((IMAGES, LABELS, train_images), (TEST_IMAGES, TEST_LABELS, test_images)):
         (folder / images).write_bytes(idx(0x803, (n, 28, 28), raw[images][16 : 16 + n * 784]))
         (folder / labels).write_bytes(idx(0x801, (n,), raw[labels][8 : 8 + n]))
-    return folder
+
+
+@pytest.fixture
+def small(tmp_path, raw):
+    """A folder with 300 training images and 100 test images."""
+    write_first(tmp_path / "small", raw, 300, 100)
+    return tmp_path / "small"
 
 
 def run(*arguments, **options):
@@ -65,8 +70,8 @@ def test_mnist_is_the_canonical_one(name, raw):
     assert hashlib.md5(raw[name]).hexdigest() == FILES[name]
 
 
-def test_mnist_is_loaded_as_normalised_float32_images_and_integer_labels(mnist, raw):
-    X_train, y_train, X_test, y_test = mnist
+def test_mnist_is_loaded_normalised_with_integer_labels(raw):
+    X_train, y_train, X_test, y_test = load_mnist(ROOT / "data")
     assert (X_train.shape, y_train.shape) == ((60000, 1, 28, 28), (60000,))
     assert (X_test.shape, y_test.shape) == ((10000, 1, 28, 28), (10000,))
     assert X_train.dtype == X_test.dtype == np.float32
@@ -76,7 +81,7 @@ def test_mnist_is_loaded_as_normalised_float32_images_and_integer_labels(mnist, 
         for i in (0, 4321, len(X) - 1):
             pixels = np.array(list(raw[images][16 + 784 * i : 16 + 784 * (i + 1)])).reshape(28, 28)
             np.testing.assert_allclose(X[i, 0], (pixels / 255 - 0.1307) / 0.3081, rtol=1e-6, atol=1e-7)
-    assert abs(X_train.mean(dtype=float)) < 1e-3 and abs(X_train.std(dtype=float) - 1) < 1e-3
+    assert abs(X_train.mean()) < 1e-3 and abs(X_train.std() - 1) < 1e-3
 
 
 def test_data_may_be_compressed_or_not(small, tmp_path):
@@ -137,202 +142,259 @@ def test_damaged_gzip_file_is_named_in_one_sentence(small, damage):
     assert "\n" not in str(error.value)
 
 
-def test_script_stops_at_wrong_data_with_a_sentence_and_status_1(small):
+def test_wrong_data_ends_with_a_sentence_and_status_1(small):
     (small / LABELS).write_bytes(b"nonsense")
     result = run("--data", small)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and LABELS in result.stderr and result.stderr.count("\n") == 1
 
 
-# ---- The model ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("folder", ["x" * 300, "x" * 5000, "null\0byte", "file", "nowhere"], ids=lambda name: name[:9])
+def test_impossible_data_folder_is_a_sentence(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["--data", str(tmp_path / folder)]) == 1
+    assert re.fullmatch(
+        r"error: [^\n]+(cannot be read: [^\n]+|is missing, with \.gz and without)\n", capsys.readouterr().err
+    )
 
 
-def test_cnn_has_4266_parameters_and_says_what_it_is():
-    model = CNN()
-    assert sum(p.data.size for p in model.parameters()) == 4266
-    assert [p.shape for p in model.parameters()] == [(4, 1, 3, 3), (4,), (8, 4, 3, 3), (8,), (392, 10), (10,)]
-    for layer in ("conv1", "conv2", "linear"):
-        assert f"{layer}: {getattr(model, layer)}" in repr(model)
-
-
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_cnn_takes_arrays_and_values_of_any_batch_size(n):
-    model, x = CNN(), np.random.default_rng(0).standard_normal((n, 1, 28, 28))
-    for dtype in (np.float32, np.float64):
-        raw, value = model(x.astype(dtype)), model.forward(Value(x.astype(dtype)))
-        assert raw.shape == (n, 10) and raw.data.dtype == dtype
-        np.testing.assert_array_equal(raw.data, value.data)
-
-
-def test_cnn_is_relu_then_pooling_after_each_convolution():
-    """Against the layers' definitions, one pixel at a time."""
-    rng = np.random.default_rng(0)
-    model, x = CNN(), rng.standard_normal((2, 1, 28, 28))
-
-    def block(x, layer):
-        w, b = layer.weight.data, layer.bias.data
-        x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-        y = np.array([[np.einsum("ncij,ocij->no", x[:, :, r : r + 3, c : c + 3], w) + b
-                       for c in range(x.shape[3] - 2)] for r in range(x.shape[2] - 2)])  # fmt: skip
-        y = np.maximum(y.transpose(2, 3, 0, 1), 0)
-        n, o, h, w = y.shape
-        return y.reshape(n, o, h // 2, 2, w // 2, 2).max((3, 5))
-
-    y = block(block(x, model.conv1), model.conv2).reshape(2, 392) @ model.linear.weight.data + model.linear.bias.data
-    np.testing.assert_allclose(model(x).data, y, rtol=1e-10)
-
-
-@pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (2, 28, 28), (2, 3, 28, 28), (2, 1, 32, 32), (2, 784), ()])
-def test_cnn_rejects_images_of_another_shape(shape):
-    with pytest.raises(ValueError, match=re.escape(f"(n, 1, 28, 28), got shape {shape}")):
-        CNN()(np.zeros(shape))
-
-
-@pytest.mark.parametrize("x", [None, "image", np.zeros((1, 1, 28, 28), complex)], ids=["None", "str", "complex"])
-def test_cnn_rejects_what_is_no_array_of_real_numbers(x):
-    with pytest.raises(TypeError, match="real numbers"):
-        CNN()(x)
-
-
-def test_saved_weights_come_back_bit_by_bit(tmp_path):
-    path = tmp_path / "weights"  # the name is kept as it is
-    model, other = CNN(), CNN()
-    model.save(path)
-    assert other.load(str(path)) is other and [p.name for p in tmp_path.iterdir()] == ["weights"]
-    for p, q in zip(model.parameters(), other.parameters()):
-        np.testing.assert_array_equal(p.data, q.data)
-        assert q.data.dtype == np.float64
-
-
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError("disk full")])
-def test_interrupted_save_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch, interruption):
-    path = tmp_path / "weights.npz"
-    CNN().save(path)
-    before = path.read_bytes()
-
-    def replace(source, target):
-        raise interruption
-
-    monkeypatch.setattr("os.replace", replace)
-    with pytest.raises(KeyboardInterrupt if interruption is KeyboardInterrupt else ValueError):
-        CNN().save(path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_save_where_nothing_can_be_written_is_a_value_error(tmp_path):
-    for path in (tmp_path / "nowhere" / "weights.npz", tmp_path):
-        with pytest.raises(ValueError, match="cannot save weights to .*" + re.escape(str(path))):
-            CNN().save(path)
-
-
-def test_load_rejects_what_is_no_file_of_these_weights_and_changes_nothing(tmp_path):
-    path, model = tmp_path / "weights.npz", CNN()
-    model.save(path)
-    whole = path.read_bytes()
-    arrays = dict(np.load(path))
-    before = [p.data.copy() for p in model.parameters()]
-
-    def saved(**changes):
-        file = io.BytesIO()
-        np.savez(file, **{name: a for name, a in {**arrays, **changes}.items() if a is not None})
-        return file.getvalue()
-
-    wrong = {
-        "missing": None,
-        "empty": b"",
-        "text": b"these are no weights",
-        "truncated": whole[: len(whole) // 2],
-        "damaged": whole[:2000] + bytes(200) + whole[2200:],
-        "another shape": saved(**{"linear.bias": np.zeros(11)}),
-        "an array too few": saved(**{"linear.bias": None}),
-        "an array too many": saved(more=np.zeros(1)),
-        "complex": saved(**{"conv1.bias": np.zeros(4, complex)}),
-        "integers": saved(**{"conv1.bias": np.zeros(4, int)}),
-        "objects": saved(**{"conv1.bias": np.array([None] * 4)}),
-    }
-    for content in wrong.values():
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(ValueError, match="cannot load weights from .*" + re.escape(str(path))) as error:
-            model.load(path)
-        assert "\n" not in str(error.value)
-    path.unlink()
-    path.write_bytes(saved())
-    for p, data in zip(model.parameters(), before):
-        np.testing.assert_array_equal(p.data, data)
-    model.load(path)
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_data_is_not_called_missing(small, capsys):
+    (small / IMAGES).chmod(0)
+    assert main(["--data", str(small)]) == 1
+    assert re.fullmatch(r"error: [^\n]+cannot be read: Permission denied\n", capsys.readouterr().err)
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
-def test_training_on_6000_real_images_reaches_94_percent(mnist):
+def marked_images(n):
+    """Images with one bright pixel each, in the middle, whose brightness is the image's number from 1 on."""
+    X = np.zeros((n, 1, 28, 28), np.float32)
+    X[:, 0, 14, 14] = np.arange(1, n + 1)
+    return X, np.arange(1, n + 1) * 7 % 10
+
+
+def test_batches_hold_every_pair_once_in_a_new_order():
+    X, y = marked_images(30)
+    np.random.seed(0)
+    orders = []
+    for _ in range(2):
+        epoch = list(batches(X, y, 7))
+        assert [(len(a), len(b)) for a, b in epoch] == [(7, 7), (7, 7), (7, 7), (7, 7), (2, 2)]
+        numbers = np.concatenate([images.max((1, 2, 3)) for images, _ in epoch])
+        np.testing.assert_array_equal(np.concatenate([labels for _, labels in epoch]), y[numbers.astype(int) - 1])
+        assert sorted(numbers) == list(range(1, 31)) and all(images.dtype == X.dtype for images, _ in epoch)
+        orders.append(list(numbers))
+    assert orders[0] != orders[1] and sorted(orders[0]) not in orders
+
+
+def test_a_batch_moves_by_a_pixel_at_most_in_every_direction():
+    X, y = marked_images(600)
+    np.random.seed(0)
+    shifts = []
+    for images, _ in batches(X, y, 3):
+        _, _, rows, columns = np.nonzero(images)
+        assert len(rows) == 3 and len(set(rows)) == len(set(columns)) == 1  # a batch moves as one
+        shifts.append((rows[0] - 14, columns[0] - 14))
+    assert set(shifts) == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    assert X[:, 0, 14, 14].all()  # the originals stay where they are
+
+
+def test_learning_rate_rises_to_lr_then_falls_to_zero(monkeypatch):
+    monkeypatch.setattr(script, "WARMUP", 500)
+    rates = [learning_rate(step, 10_500, 0.3) for step in range(10_500)]
+    np.testing.assert_allclose(rates[:501], 0.3 * np.arange(1, 502) / 501)
+    np.testing.assert_allclose(rates[500:], 0.3 * np.arange(10_000, 0, -1) / 10_000)
+    short = [learning_rate(step, 20, 1.8) for step in range(20)]  # a tenth of the steps
+    np.testing.assert_allclose(short, [0.6, 1.2, *1.8 * np.arange(18, 0, -1) / 18])
+
+
+def test_learning_rate_of_a_short_run_falls_linearly_to_zero(small, monkeypatch, capsys):
+    rates = []
+    monkeypatch.setattr(script.Optimizer, "update", lambda self, lr: rates.append(lr))
+    assert main(["--data", str(small), "--epochs", "2", "--batch-size", "100", "--lr", "0.6"]) == 0
+    np.testing.assert_allclose(rates, [0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+def test_train_step_follows_the_gradient_and_returns_the_loss():
+    rng = np.random.default_rng(0)
+    X, y, model = rng.standard_normal((6, 1, 28, 28)), rng.integers(0, 10, 6), CNN()
+    loss = cross_entropy(model(X), y)
+    loss.backward()
+    before = [(p.data.copy(), p.grad.copy()) for p in model.parameters()]  # and old gradients, which must not count
+    result = train_step(model, Optimizer(model.parameters()), X, y, 0.125)
+    assert type(result) is float and result == loss.data
+    for p, (data, grad) in zip(model.parameters(), before):
+        np.testing.assert_allclose(p.data, data - 0.125 * grad, rtol=1e-12, atol=1e-15)
+
+
+def test_train_step_frees_its_graph():
+    results = []
+
+    class Watched(CNN):
+        def forward(self, x):
+            out = super().forward(x)
+            results.append(weakref.ref(out))
+            return out
+
+    model = Watched()
+    gc.disable()
+    try:
+        train_step(model, Optimizer(model.parameters()), *marked_images(2), 0.1)
+        assert results[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_training_on_6000_real_images_reaches_94_percent(raw, tmp_path):
     """Two epochs on a tenth of the images."""
-    X_train, y_train, X_test, y_test = mnist
+    write_first(tmp_path / "tenth", raw, 6000, 10_000)
+    X_train, y_train, X_test, y_test = load_mnist(tmp_path / "tenth")
     np.random.seed(0)
     model = CNN()
     assert evaluate(model, X_test, y_test) < 0.3
-    accuracy = train(model, X_train[:6000], y_train[:6000], X_test, y_test, epochs=2)
+    accuracy = train(model, X_train, y_train, X_test, y_test, epochs=2, batch_size=32, lr=0.15)
     assert accuracy == evaluate(model, X_test, y_test) >= 0.94
 
 
-def test_evaluate_is_the_share_of_right_answers_and_records_no_graph():
-    class Reader:
-        """Sees the digit that is written into the first pixel."""
+def test_loss_of_an_epoch_is_the_mean_over_its_images(monkeypatch, capsys):
+    """The last batch, of one image, counts a quarter of the one before, of four."""
+    losses, steps = [], iter([1.0, 3.5, 0.5, 0.75])
+    monkeypatch.setattr(script, "train_step", lambda *arguments: next(steps))
+    X, y = marked_images(5)
+    train(CNN(), X, y, X, y, epochs=2, batch_size=4, losses=losses)
+    assert losses == [1.5, 0.55]
+    assert re.findall(r"loss (\S+)", capsys.readouterr().out) == ["1.5000", "0.5500"]
 
-        def __call__(self, x):
-            assert not (Value(1.0) * 2).requires_grad
-            return Value(np.eye(10)[x[:, 0, 0, 0].astype(int)])
 
-    X, y = np.zeros((7, 1, 28, 28)), np.array([1, 2, 3, 4, 5, 6, 7])
-    X[:, 0, 0, 0] = [1, 2, 3, 4, 0, 0, 0]
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_loss_that_is_not_finite_stops_the_training(loss, monkeypatch):
+    monkeypatch.setattr(script, "train_step", lambda *arguments: loss)
+    X, y = marked_images(3)
+    with pytest.raises(FloatingPointError, match=f"the loss is {loss}: try a smaller learning rate"):
+        train(CNN(), X, y, X, y)
+
+
+class Reader:
+    """Sees the digit that is written into the first pixel, as surely as the second pixel says."""
+
+    def __call__(self, x):
+        assert not (Value(1.0) * 2).requires_grad
+        return Value(np.eye(10)[x[:, 0, 0, 0].astype(int)] * x[:, 0, 0, 1:2])
+
+
+def written(digits, certainty=1):
+    X = np.zeros((len(digits), 1, 28, 28))
+    X[:, 0, 0, 0], X[:, 0, 0, 1] = digits, certainty
+    return X
+
+
+def test_evaluate_is_the_share_of_right_answers_without_a_graph():
+    X, y = written([1, 2, 3, 4, 0, 0, 0]), np.array([1, 2, 3, 4, 5, 6, 7])
     for batch_size in (1, 3, 7, 100):
         assert evaluate(Reader(), X, y, batch_size) == 4 / 7
-    with no_grad():
-        pass
+        np.testing.assert_array_equal(script.predict(Reader(), X, batch_size), [1, 2, 3, 4, 0, 0, 0])
+    assert script.predict(Reader(), X).dtype.kind == "i"
     assert (Value(1.0) * 2).requires_grad
 
 
-@pytest.mark.parametrize("labels", [[], [1], [1, 2, 3], [[1, 2]]], ids=str)
-def test_evaluate_and_train_reject_images_and_labels_that_do_not_fit(labels):
-    X, y = np.zeros((2, 1, 28, 28), np.float32), np.array(labels, int)
-    with pytest.raises(ValueError, match="one label.*each image"):
+IMAGE_PAIR = np.zeros((2, 1, 28, 28), np.float32)
+NO_PAIRS = {
+    "no labels": (IMAGE_PAIR, [], ValueError, "one label.*each image"),
+    "one label": (IMAGE_PAIR, [1], ValueError, "one label.*each image"),
+    "three labels": (IMAGE_PAIR, [1, 2, 3], ValueError, "one label.*each image"),
+    "a row of labels": (IMAGE_PAIR, [[1, 2]], ValueError, "one label.*each image"),
+    "no images": (IMAGE_PAIR[:0], np.zeros(0, int), ValueError, "one label.*at least one"),
+    "label 10": (IMAGE_PAIR, [0, 10], ValueError, "labels must be 0 ... 9, got 0 ... 10"),
+    "label -1": (IMAGE_PAIR, [-1, 9], ValueError, "labels must be 0 ... 9, got -1 ... 9"),
+    "fractions": (IMAGE_PAIR, [0.5, 1.0], TypeError, "labels must be integers.*float64"),
+    "strings": (IMAGE_PAIR, ["1", "2"], TypeError, "labels must be integers"),
+    "masked": (IMAGE_PAIR, np.ma.array([1, 2]), TypeError, "labels must be integers, got MaskedArray"),
+    "a missing axis": (IMAGE_PAIR[:, 0], [1, 2], ValueError, r"images must be \(n, 1, 28, 28\).*\(2, 28, 28\)"),
+    "three colours": (np.zeros((2, 3, 28, 28)), [1, 2], ValueError, r"images must be.*\(2, 3, 28, 28\)"),
+    "a number": (1.0, [1], ValueError, "images must be"),
+    "complex": (IMAGE_PAIR + 0j, [1, 2], TypeError, "images must be real numbers"),
+    "text": ("images", [1, 2], TypeError, "images must be real numbers"),
+}
+
+
+@pytest.mark.parametrize("X, y, error, message", NO_PAIRS.values(), ids=NO_PAIRS)
+def test_wrong_images_and_labels_are_refused_before_training(X, y, error, message, monkeypatch):
+    monkeypatch.setattr(script, "train_step", lambda *arguments: pytest.fail("a step was made"))
+    y = y if isinstance(y, np.ndarray) else np.array(y, None if y else int)
+    with pytest.raises(error, match=message):
         evaluate(CNN(), X, y)
-    with pytest.raises(ValueError, match="one label.*each image"):
-        train(CNN(), X, y, X, np.array([1, 2]))
+    with pytest.raises(error, match=message):
+        script.show(CNN(), X, y)
+    with pytest.raises(error, match=message):
+        train(CNN(), X, y, IMAGE_PAIR, np.array([0, 9]))
+    with pytest.raises(error, match=message):
+        train(CNN(), IMAGE_PAIR, np.array([0, 9]), X, y)
 
 
-@pytest.mark.parametrize("option", [{"epochs": 0}, {"batch_size": 0}, {"epochs": -1}])
-def test_train_rejects_no_epochs_and_no_batches(option):
-    X, y = np.zeros((2, 1, 28, 28), np.float32), np.array([1, 2])
-    with pytest.raises(ValueError, match="at least 1"):
-        train(CNN(), X, y, X, y, **option)
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"epochs": 0}, "at least 1"), ({"batch_size": 0}, "at least 1"), ({"epochs": -1}, "at least 1"),
+        ({"lr": -0.1}, "lr must be"), ({"lr": math.inf}, "lr must be"), ({"lr": math.nan}, "lr must be"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_settings_are_refused_before_training(option, message, monkeypatch):
+    monkeypatch.setattr(script, "train_step", lambda *arguments: pytest.fail("a step was made"))
+    with pytest.raises(ValueError, match=message):
+        train(CNN(), IMAGE_PAIR, np.array([1, 2]), IMAGE_PAIR, np.array([1, 2]), **option)
 
 
-# ---- The script -----------------------------------------------------------------------------------------------------
+def test_smallest_settings_are_enough(capsys):
+    X, y = marked_images(3)
+    model = CNN()
+    before = model.parameters()[0].data
+    train(model, X, y, X, y, epochs=1, batch_size=1, lr=0)
+    np.testing.assert_array_equal(model.parameters()[0].data, before)
+    train(model, X, y, X, y, epochs=1, batch_size=100)
+    assert np.abs(model.parameters()[0].data - before).max() > 0
+
+
+# ---- What it prints -------------------------------------------------------------------------------------------------
 
 
 def test_import_has_no_side_effects(tmp_path):
-    code = "import random, numpy as np; s = np.random.get_state()[1].tolist(); import train_on_MNIST, model, engine;"
-    code += "assert s == np.random.get_state()[1].tolist()"
+    code = "import random, signal, numpy as np; s = np.random.get_state()[1].tolist(); t = signal.getsignal(signal.SIGTERM);"
+    code += "import train_on_MNIST, model, engine; assert s == np.random.get_state()[1].tolist();"
+    code += "assert t == signal.getsignal(signal.SIGTERM)"
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, capture_output=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
-def test_script_prints_the_data_the_model_the_settings_and_a_line_for_each_epoch(small, tmp_path):
-    result = run("--data", small, "--epochs", 3, "--seed", 7, cwd=tmp_path)  # from another folder than its own
+@pytest.mark.parametrize("asked, threads", [(None, "1"), ("2", "2")])
+def test_script_takes_one_thread_unless_asked_for_more(asked, threads):
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment.update({"OPENBLAS_NUM_THREADS": asked} if asked else {}, PYTHONPATH=str(ROOT))
+    code = "import atexit, os, runpy, sys; atexit.register(lambda: print(os.environ['OPENBLAS_NUM_THREADS']));"
+    code += (
+        f"sys.argv = ['', '--epochs', 'x']; runpy.run_path({str(ROOT / 'train_on_MNIST.py')!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (2, threads)
+
+
+def test_run_prints_data_model_settings_and_epochs(small, tmp_path):
+    environment = {**os.environ, "COLUMNS": "40"}  # a pipe has no width
+    result = run("--data", small, "--epochs", 3, "--seed", 7, cwd=tmp_path, env=environment)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "300 training images and 100 test images" in result.stdout
-    assert "4,266 parameters" in result.stdout and "conv2: Conv2dLayer(4, 8, 3" in result.stdout
-    settings = f"batch size {script.BATCH_SIZE}, learning rate {script.LR:g} falling to 0, seed 7"
-    assert f"epochs 3, {settings}" in result.stdout
-    line = r"^epoch +(\d)/3 +loss (\d\.\d{4}) +test accuracy (\d+\.\d\d) % +\d+\.\d s$"
+    assert f"300 training images and 100 test images from {small}\n" in result.stdout
+    assert f"\n{CNN()}\n4,266 parameters, new weights\n" in result.stdout
+    settings = f"batch size {script.BATCH_SIZE}, learning rate up to {script.LR:g}, seed 7"
+    assert f"epochs 3, {settings}\n\n" in result.stdout
+    line = r"^epoch (\d)/3   loss (\d\.\d{4})   test accuracy (\d+\.\d\d) %   \d+\.\d s$"
     lines = re.findall(line, result.stdout, re.MULTILINE)
     assert [epoch for epoch, _, _ in lines] == ["1", "2", "3"]
-    assert f"\ntest accuracy {lines[-1][2]} %" in result.stdout
+    assert re.search(rf"\n\ntest accuracy {lines[-1][2]} %, \d+ s of training\n\n", result.stdout)
     assert "\r" not in result.stdout and "\033" not in result.stdout  # a live line is for terminals
+    assert list(tmp_path.iterdir()) == [small] and "label" not in result.stdout  # and so are its weights and mistakes
 
 
 class Terminal(io.StringIO):
@@ -341,20 +403,129 @@ class Terminal(io.StringIO):
     def isatty(self):
         return True
 
+    def lines(self):
+        """What is to be seen at the end: what follows a carriage return overwrites what stands before it."""
+        screen = []
+        for line in self.getvalue().split("\n"):
+            shown = ""
+            for part in line.split("\r"):
+                shown = part + shown[len(part) :]
+            screen.append(shown.rstrip())
+        return screen
 
-def test_terminal_shows_a_live_line_that_leaves_no_trace(small, monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+
+@pytest.fixture
+def on_terminal(monkeypatch, tmp_path):
+    """A function that makes input and output terminals, 80 columns wide, of a `python train.py` in an empty folder.
+
+    It is called by the test, because pytest sets sys.stdout after the fixtures.
+    """
+
+    def sit_down(columns=80):
+        monkeypatch.setattr(sys, "stdin", Terminal())
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["train.py"])
+        monkeypatch.setattr(sys, "orig_argv", ["python", "train.py"])
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        return sys.stdout
+
+    return sit_down
+
+
+WIDE_LIVE = r"\repoch +\d+/10 +\d+%   loss \d\.\d{4}   [\d,]+ images/s   \d+ s left *\r"
+NARROW_LIVE = r"\repoch +\d+/10 +\d+%  \d\.\d{4}  \d+ s left *\r"
+
+
+@pytest.mark.parametrize("columns, live", [(40, NARROW_LIVE), (80, WIDE_LIVE), (200, WIDE_LIVE)])
+def test_live_line_fits_and_leaves_no_trace(columns, live, small, monkeypatch, on_terminal):
+    terminal = on_terminal(columns)
     clock = iter(range(10**6))
     monkeypatch.setattr(script.time, "perf_counter", lambda: float(next(clock)))  # each look at it is a second later
-    assert main(["--data", str(small), "--epochs", "1"]) == 0
-    live = re.findall(r"\r(epoch 1/1 +\d+%   loss \d\.\d{4}   [\d,]+ images/s) *\r", terminal.getvalue())
-    assert len(live) >= 5
-    screen = [line.rsplit("\r", 1)[-1] for line in terminal.getvalue().split("\n")]  # what the last \r leaves
-    assert sum(line.startswith("epoch 1/1   loss") for line in screen) == 1
+    assert main(["--data", str(small), "--epochs", "10", "--batch-size", "100"]) == 0
+    assert len(re.findall(live, terminal.getvalue())) == 30
+    assert max(map(len, terminal.getvalue().replace(str(small), "").replace("\n", "\r").split("\r"))) < max(
+        columns, 62
+    )  # the model's repr
+    assert sum(line.startswith("epoch ") and "left" not in line for line in terminal.lines()) == 10
+    assert "left" not in "".join(terminal.lines())
 
 
-def test_same_seed_prints_the_same_losses_and_another_seed_others(small, capsys):
+def test_live_line_knows_share_loss_speed_and_time_left(monkeypatch, on_terminal):
+    terminal = on_terminal()
+    now = 100.0
+    monkeypatch.setattr(script.time, "perf_counter", lambda: now)
+    progress = script.Progress(4, 1000)
+    progress.start_epoch()
+    now += 10.0
+    progress.add(2.0, 250)
+    now += 0.05
+    progress.add(2.0, 150)  # too early for another line
+    now += 9.95
+    progress.add(1.0, 100)
+    progress.add(1.0, 500)
+    now += 10.0
+    progress.end_epoch(0.5)
+    progress.start_epoch()
+    now += 10.0
+    progress.add(1.0, 1000)
+    lives = [line.strip() for line in re.findall(r"\r([^\r\n]*\S)", terminal.getvalue())]
+    assert lives[0] == "epoch 1/4    25%   loss 2.0000   25 images/s   150 s left"
+    assert lives[1] == "epoch 1/4    50%   loss 1.8000   25 images/s   140 s left"
+    assert lives[2] == "epoch 1/4   loss 1.4000   test accuracy 50.00 %   30.0 s"
+    assert lives[3] == "epoch 2/4   100%   loss 1.0000   100 images/s   40 s left"
+    assert len(lives) == 4
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_real_terminal_shows_and_keeps_what_was_learned(columns, small, tmp_path):
+    """On a pseudo-terminal; then the command that it prints runs, without training."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, b"".join(n.to_bytes(2, sys.byteorder) for n in (50, columns, 0, 0)))
+    (tmp_path / "here").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment["PYTHONIOENCODING"] = "utf-8"
+    options = {"cwd": tmp_path / "here", "env": environment}
+    command = [sys.executable, str(ROOT / "train_on_MNIST.py"), "--data", str(small), "--batch-size", "16"]
+    output = b""
+    with subprocess.Popen([*command, "--epochs", "8", "--lr", "0.1"], stdin=slave, stdout=slave, **options) as process:
+        os.close(slave)
+        while True:
+            try:
+                part = os.read(master, 1 << 16)
+            except OSError:  # Linux's way to say that the other end is closed
+                break
+            if not part:
+                break
+            output += part
+    os.close(master)
+    text = output.decode().replace("\r\n", "\n")
+    assert process.returncode == 0
+    before, after = text.split("\nNext:\n")
+    for line in before.replace(str(CNN()), "").replace(str(small), "").split("\n"):
+        assert len(line.split("\r")[-1]) <= columns
+    shown = min({40: 2, 80: 4, 200: 12}[columns], int(re.search(r"of\s+the\s+(\d+)\s+images", text)[1]))
+    assert len(re.findall(r"label \d, seen as \d \(\d+\.\d %\)", before)) == shown
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["last.npz"]
+    again = subprocess.run(
+        after.split("\n    shows")[0], shell=True, capture_output=True, text=True, timeout=60, **options
+    )
+    assert (again.returncode, again.stderr) == (0, "")
+    assert re.search(r"\ntest accuracy \S+ %", text)[0] in again.stdout and "epoch" not in again.stdout.split("Next")[0]
+
+
+def test_lines_break_between_words_and_keep_their_indentation(on_terminal):
+    terminal = on_terminal(40)
+    long = "/a-folder/with-a-name-that-is-longer-than/a-terminal"
+    script._say(f"\nweights that were saved, all of them, to {long}\n  weights that are ready-made and of this width!")
+    assert terminal.getvalue() == (
+        f"\nweights that were saved, all of them, to\n{long}\n  weights that are ready-made and of\n  this width!\n"
+    )
+
+
+def test_same_seed_prints_the_same_losses(small, capsys):
     losses = []
     for seed in ("1", "1", "2"):
         assert main(["--data", str(small), "--epochs", "2", "--seed", seed]) == 0
@@ -363,66 +534,50 @@ def test_same_seed_prints_the_same_losses_and_another_seed_others(small, capsys)
     assert len(losses[0]) == 2
 
 
-def test_saved_weights_are_tested_and_trained_further(small, tmp_path, capsys):
-    path = str(tmp_path / "weights.npz")
-    accuracy = []
-    for options in (["--epochs", "4", "--save", path], ["--epochs", "0", "--load", path]):
-        assert main(["--data", str(small), *options]) == 0
-        accuracy.append(re.findall(r"\ntest accuracy (\S+) %", capsys.readouterr().out)[-1])
-    assert accuracy[0] == accuracy[1]
-    assert main(["--data", str(small), "--epochs", "1", "--load", path]) == 0
-    further = float(re.findall(r"loss (\S+) ", capsys.readouterr().out)[0])
-    assert main(["--data", str(small), "--epochs", "1"]) == 0
-    assert further < float(re.findall(r"loss (\S+) ", capsys.readouterr().out)[0])
+def test_show_puts_the_surest_mistake_first(capsys):
+    X = written([5, 5, 6, 7, 1, 1], [1, 3, 2, 9, 9, 3])
+    script.show(Reader(), X, np.array([4, 3, 2, 1, 1, 8]))
+    output = capsys.readouterr().out
+    share = [f"{100 * math.exp(c) / (math.exp(c) + 9):.1f} %" for c in (9, 3, 3, 2)]
+    captions = re.findall(r"label (\d), seen as (\d) \((\d+\.\d %)\)", output)
+    assert captions == [("1", "7", share[0]), ("3", "5", share[1]), ("8", "1", share[2]), ("2", "6", share[3])]
+    assert "\n4 of the 5 images that it gets wrong, the surest first:\n" in output
+    assert not re.search(r" $", output, re.MULTILINE)
 
 
-def interrupt(monkeypatch, step):
-    """Ctrl-C in the given step of training."""
-    update, steps = script.Optimizer.update, []
-
-    def interrupted(self, lr):
-        steps.append(lr)
-        if len(steps) == step:
-            raise KeyboardInterrupt
-        update(self, lr)
-
-    monkeypatch.setattr(script.Optimizer, "update", interrupted)
+def test_show_of_a_network_without_mistakes_shows_the_matrix(capsys):
+    script.show(Reader(), written([1, 2]), np.array([1, 2]))
+    assert re.search(
+        r"0 of the 0 images that it gets wrong.*\n {4}2     \.     \.     1", capsys.readouterr().out, re.S
+    )
 
 
-@pytest.mark.parametrize("step", [1, 3, 12])
-def test_ctrl_c_ends_with_status_130_the_result_and_the_weights(small, tmp_path, monkeypatch, capsys, step):
-    path = tmp_path / "weights.npz"
-    interrupt(monkeypatch, step)
-    assert main(["--data", str(small), "--epochs", "2", "--save", str(path)]) == 130
-    output = capsys.readouterr()
-    assert "Traceback" not in output.err and f"weights saved to {path}" in output.out
-    assert ("interrupted after" in output.out) == (step > 1)
-    CNN().load(path)
+@pytest.mark.parametrize("columns, blocks", [(40, 2), (64, 2), (65, 1), (200, 1)])
+def test_confusion_matrix_counts_labels_in_rows(columns, blocks, monkeypatch, on_terminal):
+    terminal = on_terminal(columns)
+    seen, labels = np.array([9, 9, 9, 4, 0, 5]), np.array([4, 4, 9, 4, 7, 6])
+    script.show(Reader(), written(seen), labels)
+    matrix = terminal.getvalue().split("saw:\n")[1] if columns > 40 else terminal.getvalue().split("network saw:\n")[1]
+    tables = [[line.split() for line in table.split("\n")] for table in matrix.strip("\n").split("\n\n")]
+    assert len(tables) == blocks and max(map(len, matrix.split("\n"))) <= columns
+    header = [digit for table in tables for digit in table[0]]
+    rows = [sum((table[1 + i][1:] for table in tables), []) for i in range(10)]
+    assert header == list("0123456789") and all(table[1 + i][0] == str(i) for table in tables for i in range(10))
+    counts = np.array([[0 if count == "." else int(count) for count in row] for row in rows])
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, seen), 1)
+    np.testing.assert_array_equal(counts, expected)
 
 
-def test_learning_rate_falls_linearly_to_zero(small, monkeypatch, capsys):
-    rates = []
-    monkeypatch.setattr(script.Optimizer, "update", lambda self, lr: rates.append(lr))
-    assert main(["--data", str(small), "--epochs", "2", "--batch-size", "100", "--lr", "0.6"]) == 0
-    np.testing.assert_allclose(rates, [0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-
-
-def test_training_that_diverges_says_so(small, tmp_path):
-    path = tmp_path / "weights.npz"
-    result = run("--data", small, "--lr", 1e30, "--save", path)
-    assert result.returncode == 1 and not path.exists()
-    assert re.fullmatch(r"error: the loss is (inf|nan): try a smaller learning rate.*\n", result.stderr)
-
-
-def test_show_draws_wrong_digits_and_counts_all_of_them(small, capsys):
+def test_show_option_counts_all_mistakes_on_a_pipe(small, capsys):
     assert main(["--data", str(small), "--epochs", "2", "--show"]) == 0
     output = capsys.readouterr().out
     shown, wrong = map(int, re.search(r"(\d+) of the (\d+) images that it gets wrong", output).groups())
     pairs = re.findall(r"label (\d), seen as (\d)", output)
-    assert len(pairs) == shown == min(wrong, script.SHOWN) and all(label != seen for label, seen in pairs)
-    rows = re.findall(r"^ {4}\d((?: +[\d.]+){10})$", output, re.M)
+    assert len(pairs) == shown == min(wrong, 4) and all(label != seen for label, seen in pairs)
+    rows = re.findall(r"^ {4}\d((?: +[\d.]+){10})$", output, re.MULTILINE)
     matrix = np.array([[int(c.replace(".", "0")) for c in row.split()] for row in rows])
-    _, _, X, y = load_mnist(small)
+    y = load_mnist(small)[3]
     np.testing.assert_array_equal(matrix.sum(1), np.bincount(y, minlength=10))
     assert matrix.sum() - np.trace(matrix) == wrong
 
@@ -438,51 +593,374 @@ def test_picture_fills_the_halves_of_its_characters(monkeypatch):
         encoding = "ascii"
 
     monkeypatch.setattr(sys, "stdout", Ascii())
-    assert "".join(script.picture(image)).isascii()
+    lines = script.picture(image)
+    assert (lines[0][0], lines[0][1], lines[0][2], lines[1][2]) == ("'", ".", " ", "#")
+
+
+def test_picture_fills_what_is_brighter_than_three_tenths():
+    image = np.zeros((28, 28))
+    image[2:26:2, 2:26], image[3:26:2, 2:26] = (76 / 255 - 0.1307) / 0.3081, (77 / 255 - 0.1307) / 0.3081
+    assert script.picture(image) == ["▄" * 24] * 12
+
+
+LOOK = "  python train.py --epochs 0 --load {} --data {}{}\n    shows its mistakes, without training\n"
+SHOW = "  --show draws images that it gets wrong\n"
+SAVE = "  --save weights.npz keeps what it learns\n"
+NEXTS = {  # on a terminal? with which options? then what comes next
+    "terminal": (True, [], LOOK.format("last.npz", "{data}", "")),
+    "terminal, --save": (True, ["--save", "a b.npz"], LOOK.format("'a b.npz'", "{data}", "")),
+    "terminal, loaded": (True, ["--epochs", "0", "--load", "old.npz"], ""),
+    "terminal, trained further": (True, ["--load", "old.npz"], LOOK.format("last.npz", "{data}", "")),
+    "pipe": (False, [], SHOW + SAVE),
+    "pipe, --show": (False, ["--show"], SAVE),
+    "pipe, --save": (False, ["--save", "w.npz"], LOOK.format("w.npz", "{data}", " --show")),
+    "pipe, --save --show": (False, ["--save", "w.npz", "--show"], LOOK.format("w.npz", "{data}", " --show")),
+    "pipe, loaded": (False, ["--epochs", "0", "--load", "old.npz"], LOOK.format("old.npz", "{data}", " --show")),
+    "pipe, loaded, --show": (False, ["--epochs", "0", "--load", "old.npz", "--show"], ""),
+    "pipe, trained further": (False, ["--load", "old.npz"], SHOW + SAVE),
+}
+
+
+def learn(monkeypatch, accuracy=0.9, losses=(2.0, 1.0)):
+    """Instead of training."""
+
+    def trained(*arguments):
+        arguments[-1].extend(losses)
+        return accuracy
+
+    monkeypatch.setattr(script, "train", trained)
+
+
+@pytest.mark.parametrize("is_terminal, options, expected", NEXTS.values(), ids=NEXTS)
+def test_next_names_what_this_run_has_not_done(is_terminal, options, expected, small, monkeypatch, on_terminal):
+    terminal = on_terminal(200)
+    if not is_terminal:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        monkeypatch.setattr(script, "_columns", lambda: 200)  # the name of the folder of the data is long
+    CNN().save("old.npz")
+    learn(monkeypatch)
+    assert main(["--data", str(small), *options]) == 0
+    model = "  model.py is the network: change it and run this again\n"
+    assert terminal.getvalue().split("\nNext:\n")[1] == expected.replace("{data}", str(small)) + model
+    assert Path("last.npz").exists() == ("last.npz" in expected)
+    assert ("seen as" in terminal.getvalue()) == (is_terminal or "--show" in options)
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_weights_are_left_only_where_somebody_sits(stream, small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    for nobody in (None, io.StringIO()):
+        monkeypatch.setattr(sys, stream, nobody)
+        learn(monkeypatch)
+        assert main(["--data", str(small)]) == 0
+        assert list(Path().iterdir()) == []
+
+
+def test_next_leaves_out_the_folder_of_the_default_data(small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    monkeypatch.setattr(script, "DATA", small)
+    learn(monkeypatch)
+    assert main(["--batch-size", "7"]) == 0
+    assert "\n100 test images from MNIST\n".strip() in terminal.getvalue()
+    assert "\n  python train.py --epochs 0 --load last.npz\n" in terminal.getvalue()
+
+
+def test_run_that_cannot_leave_its_weights_says_so(small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    Path("last.npz").mkdir()
+    learn(monkeypatch)
+    assert main(["--data", str(small)]) == 0
+    assert " s of training cannot save weights to last.npz: " in " ".join(terminal.getvalue().split())
+    assert f"\nNext:\n{SAVE}  model.py" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--epochs", "-1"], ["--epochs", "1.5"], ["--epochs", "0"], ["--batch-size", "0"], ["--batch-size", "x"],
-        ["--lr", "0"], ["--lr", "-1"], ["--lr", "nan"], ["--lr", "inf"], ["--seed", "-1"], ["--seed", "4294967296"],
-        ["--nonsense"], ["weights.npz"],
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_wrong_option_gets_argparse_s_message_and_status_2(options, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(options)
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("usage: ") and options[0] in error
+    "accuracy, losses, why", [(0.15, (2.0, 1.0), "guessing"), (0.9, (0.5, 0.75), "0.5000 to 0.7500")]
+)
+def test_run_that_learned_nothing_says_so(accuracy, losses, why, small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    Path("last.npz").write_bytes(b"better ones")
+    learn(monkeypatch, accuracy, losses)
+    assert main(["--data", str(small)]) == 0
+    assert re.search(rf"It learned nothing:[^:]*{why}", terminal.getvalue())
+    assert "Next:" not in terminal.getvalue() and Path("last.npz").read_bytes() == b"better ones"
 
 
-def test_help_names_every_option(capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert exit.value.code == 0
-    for option in ("epochs", "batch-size", "lr", "seed", "data", "save", "load", "show"):
-        assert f"--{option}" in text
+def test_learning_nothing_is_no_better_than_guessing_or_worse():
+    even, half = np.arange(100) % 10, np.array([0] * 50 + list(range(10)) * 5)  # 10 % and 55 % are the likeliest label
+    assert script._failure(0.18, [1.0], even) and not script._failure(0.20, [1.0], even)
+    assert script._failure(0.59, [1.0], half) and not script._failure(0.60, [1.0], half)
+    assert script._failure(0.9, [1.0, 0.5, 1.01], even) and not script._failure(0.9, [1.0, 2.0, 1.0], even)
 
 
-def test_save_where_nothing_can_be_written_is_said_before_the_training(small, tmp_path, capsys):
-    assert main(["--data", str(small), "--save", str(tmp_path / "nowhere" / "weights.npz")]) == 1
-    output = capsys.readouterr()
-    assert "epoch" not in output.out and re.fullmatch(r"error: cannot save weights to .*nowhere.*\n", output.err)
+# ---- Weights --------------------------------------------------------------------------------------------------------
 
 
-def test_load_of_a_wrong_file_ends_with_a_sentence_and_status_1(small, tmp_path, capsys):
+def test_saved_weights_are_tested_and_trained_further(small, tmp_path, capsys):
+    path = str(tmp_path / "weights.npz")
+    accuracy = []
+    for options in (["--epochs", "4", "--save", path], ["--epochs", "0", "--load", path]):
+        assert main(["--data", str(small), *options]) == 0
+        output = capsys.readouterr().out
+        assert (f"weights from {path}" in output) == ("--load" in options)
+        assert (f"\nweights saved to {path}\n" in output) == ("--save" in options)
+        assert ("\nepochs 4, " in output) == ("s of training" in output) == ("--save" in options)
+        accuracy.append(re.findall(r"\ntest accuracy (\S+) %", output)[-1])
+    assert accuracy[0] == accuracy[1]
+    assert main(["--data", str(small), "--epochs", "1", "--load", path]) == 0
+    further = float(re.findall(r"loss (\S+) ", capsys.readouterr().out)[0])
+    assert main(["--data", str(small), "--epochs", "1"]) == 0
+    assert further < float(re.findall(r"loss (\S+) ", capsys.readouterr().out)[0])
+
+
+def stop(monkeypatch, step, reason):
+    """Ctrl-C, or whatever ends a run, in the given step of training."""
+    update, steps = script.Optimizer.update, []
+
+    def stopped(self, lr):
+        steps.append(lr)
+        if len(steps) == step:
+            raise reason
+        update(self, lr)
+
+    monkeypatch.setattr(script.Optimizer, "update", stopped)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize(
+    "reason, status, word", [(KeyboardInterrupt, 130, "interrupted"), (script.Terminated, 143, "terminated")]
+)
+def test_stop_prints_the_result_and_saves_the_weights(reason, status, word, step, small, tmp_path, monkeypatch, capsys):
     path = tmp_path / "weights.npz"
-    path.write_bytes(b"nonsense")
-    assert main(["--data", str(small), "--load", str(path)]) == 1
-    assert re.fullmatch(r"error: cannot load weights from .*weights.npz.*\n", capsys.readouterr().err)
+    stop(monkeypatch, step, reason)
+    assert main(["--data", str(small), "--epochs", "2", "--batch-size", "100", "--save", str(path)]) == status
+    output = capsys.readouterr()
+    assert output.err == f"{word}\n" and output.out.endswith(f"\nweights saved to {path}\n")
+    assert ("interrupted after" in output.out) == (step > 1)
+    if step > 1:
+        epoch = {
+            3: r"interrupted after 200 of 300 images\nepoch 1/2",
+            5: r"interrupted after 100 of 300 images\nepoch 2/2",
+        }
+        assert re.search(rf"{epoch[step]}   loss \d\.\d{{4}}   test accuracy", output.out)
+    CNN().load(path)
 
 
-def test_reader_that_goes_away_gets_no_traceback(small):
+ENDS = {
+    "disk full": (OSError(errno.ENOSPC, "No space left"), "error: the output cannot be written: No space left\n"),
+    "closed pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), ""),
+    "memory": (MemoryError(), "error: out of memory\n"),
+    "a mistake": (NameError("name 'y'"), r"error: NameError in .*test_training\.py, line \d+: name 'y'\n"),
+    "a sentence": (ValueError("wrong"), "error: wrong\n"),
+    "a request": (SystemExit(3), ""),
+}
+
+
+@pytest.mark.parametrize("reason, message", ENDS.values(), ids=ENDS)
+def test_whatever_ends_a_training_the_weights_are_saved(reason, message, small, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "weights.npz"
+    stop(monkeypatch, 3, reason)
+    arguments = ["--data", str(small), "--save", str(path)]
+    if isinstance(reason, SystemExit):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    else:
+        assert main(arguments) == 1
+    assert re.fullmatch(message, capsys.readouterr().err)
+    CNN().load(path)
+
+
+def test_stop_without_save_writes_nothing(small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    stop(monkeypatch, 3, KeyboardInterrupt)
+    assert main(["--data", str(small)]) == 130
+    assert list(Path().iterdir()) == [] and "saved" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, MemoryError, FloatingPointError])
+def test_stop_clears_the_live_line(reason, small, monkeypatch, on_terminal):
+    terminal = on_terminal()
+    clock = iter(range(10**6))
+    monkeypatch.setattr(script.time, "perf_counter", lambda: float(next(clock)))
+    stop(monkeypatch, 3, reason)
+    main(["--data", str(small), "--save", "w.npz"])
+    assert "left" in terminal.getvalue() and "left" not in "".join(terminal.lines())
+    assert terminal.lines()[-2:] == ["" if reason is FloatingPointError else "weights saved to w.npz", ""]
+
+
+class Full(io.StringIO):
+    """A log on a disk that is full from the first epoch's line on."""
+
+    def write(self, text):
+        if text.startswith("epoch 1"):
+            self.full = True
+        return super().write(text)
+
+    def flush(self):
+        if hasattr(self, "full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_of_the_log_does_not_lose_the_weights(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["--data", str(small), "--save", str(tmp_path / "w.npz")]) == 1
+    assert capsys.readouterr().err == "error: the output cannot be written: No space left on device\n"
+    CNN().load(tmp_path / "w.npz")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+def test_output_to_a_full_device_is_one_line_and_status_1(small):
+    command = [sys.executable, str(ROOT / "train_on_MNIST.py"), "--data", str(small), "--epochs", "1"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("error: the output cannot be written: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes the output")
+def test_closed_output_is_no_error(small, tmp_path):
+    command = [sys.executable, str(ROOT / "train_on_MNIST.py"), "--data", str(small), "--epochs", "1", "--show"]
+    command += ["--save", str(tmp_path / "w.npz")]
+    result = subprocess.run(["sh", "-c", 'exec "$@" <&- >&-', "sh", *command], capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+    CNN().load(tmp_path / "w.npz")
+
+
+def test_reader_that_goes_away_gets_no_traceback(small, tmp_path):
     command = [sys.executable, str(ROOT / "train_on_MNIST.py"), "--data", str(small), "--epochs", "3"]
+    command += ["--save", str(tmp_path / "w.npz")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("number, status, word", [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_signal_ends_a_run_with_its_status_and_the_weights(number, status, word, small, tmp_path):
+    # Where the tests run in the background of a shell, SIGINT is ignored, and so it would be in the script.
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); del sys.argv[0];"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "train_on_MNIST.py"), "--data", str(small), "--epochs", "1000"]
+    command += ["--save", str(tmp_path / "w.npz")]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **options) as process:
+        while not process.stdout.readline().startswith("epoch    1"):
+            assert process.poll() is None
+        process.send_signal(getattr(signal, number))
+        output, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (status, f"{word}\n")
+    assert output.endswith(f"weights saved to {tmp_path / 'w.npz'}\n")
+    CNN().load(tmp_path / "w.npz")
+
+
+def test_training_that_diverges_says_so_and_saves_nothing(small, tmp_path):
+    path = tmp_path / "weights.npz"
+    path.write_bytes(b"better ones")
+    result = run("--data", small, "--lr", 1e30, "--save", path)
+    assert result.returncode == 1 and path.read_bytes() == b"better ones"
+    assert re.fullmatch(r"error: the loss is (inf|nan): try a smaller learning rate.*\n", result.stderr)
+
+
+UNWRITABLE = ["nowhere/w.npz", "folder", "x" * 300, "null\0byte", "file/w.npz", "x/" * 3000 + "w"]
+
+
+@pytest.mark.parametrize("name", UNWRITABLE, ids=lambda name: name[:9])
+def test_place_that_cannot_be_written_is_found_at_once(name, small, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    path = tmp_path / name
+    assert main(["--data", str(small), "--save", str(path)]) == 1
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith(f"error: cannot save weights to {path}: ")
+    assert output.err.count("\n") == 1 and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices and permissions of POSIX")
+def test_devices_and_forbidden_folders_are_found_at_once(small, tmp_path, capsys):
+    assert main(["--data", str(small), "--save", os.devnull]) == 1
+    assert capsys.readouterr().err == f"error: cannot save weights to {os.devnull}: it is not a regular file\n"
+    if os.geteuid() != 0:  # root may write everywhere
+        (tmp_path / "forbidden").mkdir()
+        (tmp_path / "forbidden" / "old.npz").touch()
+        (tmp_path / "forbidden").chmod(0o555)
+        for name in ("old.npz", "new.npz"):
+            assert main(["--data", str(small), "--save", str(tmp_path / "forbidden" / name)]) == 1
+            output = capsys.readouterr()
+            assert output.out == "" and output.err.endswith(": Permission denied\n")
+
+
+def test_looking_whether_a_place_can_be_written_changes_nothing(tmp_path):
+    (tmp_path / "old.npz").write_bytes(b"weights")
+    script._check_writable(tmp_path / "old.npz")
+    script._check_writable(tmp_path / "new.npz")
+    assert (tmp_path / "old.npz").read_bytes() == b"weights"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.npz"]
+
+
+@pytest.mark.parametrize("name", ["w.npz", "nowhere", "x" * 300, "null\0byte", ""], ids=lambda name: name[:9])
+def test_load_of_a_wrong_file_is_a_sentence_and_status_1(name, small, tmp_path, capsys):
+    path = tmp_path / name
+    (tmp_path / "w.npz").write_bytes(b"nonsense")
+    assert main(["--data", str(small), "--load", str(path)]) == 1
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith(f"error: cannot load weights from {path}: ")
+    assert output.err.count("\n") == 1
+
+
+# ---- Options --------------------------------------------------------------------------------------------------------
+
+EPOCHS_WORDS, SIZE_WORDS = (
+    "--epochs must be a whole number, 0 or more",
+    "--batch-size must be a whole number, 1 or more",
+)
+LR_WORDS, SEED_WORDS = "--lr must be a number above 0", "--seed must be a whole number, 0 to 4294967295"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--epochs", "-1"], EPOCHS_WORDS), (["--epochs", "1.5"], EPOCHS_WORDS), (["--epochs", "x"], EPOCHS_WORDS),
+        (["--epochs", "0"], "--epochs 0 needs --load FILE"),
+        (["--batch-size", "0"], SIZE_WORDS), (["--batch-size", "x"], SIZE_WORDS), (["--batch-size", ""], SIZE_WORDS),
+        (["--lr", "0"], LR_WORDS), (["--lr", "-1"], LR_WORDS), (["--lr", "nan"], LR_WORDS), (["--lr", "inf"], LR_WORDS),
+        (["--lr", "high"], LR_WORDS), (["--seed", "-1"], SEED_WORDS), (["--seed", "4294967296"], SEED_WORDS),
+        (["--nonsense"], "--nonsense"), (["weights.npz"], "weights.npz"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_option_gets_plain_words_and_status_2(options, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(options)
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: ") and error.endswith(f"{words}\n") and options[0] in error
+
+
+def test_smallest_and_largest_options_are_taken():
+    args = script._parse("--epochs 1 --batch-size 1 --lr 1e-9 --seed 4294967295".split())
+    assert (args.epochs, args.batch_size, args.lr, args.seed) == (1, 1, 1e-9, 2**32 - 1)
+    args = script._parse("--epochs 0 --load w.npz --seed 0".split())
+    assert (args.epochs, args.seed, args.load) == (0, 0, Path("w.npz"))
+
+
+def test_default_options_are_the_constants_and_mnist():
+    args = script._parse([])
+    assert (args.epochs, args.batch_size, args.lr) == (script.EPOCHS, script.BATCH_SIZE, script.LR)
+    assert (args.seed, args.data, args.save, args.load, args.show) == (0, ROOT / "data", None, None, False)
+
+
+def test_help_names_every_option_with_examples(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0 and max(map(len, text.split("\n"))) <= 80
+    for option in ("epochs", "batch-size", "lr", "seed", "data", "save", "load", "show"):
+        assert f"--{option}" in text
+    examples = re.findall(r"^ +python train_on_MNIST\.py.*$", script.__doc__, re.MULTILINE)
+    assert len(examples) == 4 and all(f"\n{example}\n" in text for example in examples)
+    for example in examples:
+        script._parse(example.split("#")[0].split()[2:])
