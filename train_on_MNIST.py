@@ -39,7 +39,7 @@ from model import CNN
 
 EPOCHS = 12
 BATCH_SIZE = 64
-LR = 0.3  # the highest learning rate of the run
+LR = 0.25  # the highest learning rate of the run
 WARMUP = 500  # steps in which the learning rate rises to LR; starting with LR leaves some ReLUs inactive for ever
 SEED = 0
 DATA = Path(__file__).resolve().parent / "data"
@@ -264,17 +264,23 @@ class Progress:
         return f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
 
 
+def most_wrong(model: CNN, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers of the images X (n, 1, 28, 28) whose label y (n,) the model does not see, the surest mistake first;
+    and of all images the class (n,) that it sees, and the probability (n,) that it gives it."""
+    answers = logits(model, X)
+    predicted = answers.argmax(1)
+    confidence = 1 / np.exp(answers - answers.max(1, keepdims=True)).sum(1)  # the softmax's largest element
+    wrong = np.flatnonzero(predicted != y)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")], predicted, confidence
+
+
 def show(model: CNN, X: np.ndarray, y: np.ndarray) -> None:
     """Print those images X (n, 1, 28, 28) whose label y (n,) the model is most wrong about, and the confusion matrix.
 
     The most wrong is the one with the highest probability of a wrong answer.
     """
     X, y = _checked(X, y)
-    answers = logits(model, X)
-    predicted = answers.argmax(1)
-    confidence = 1 / np.exp(answers - answers.max(1, keepdims=True)).sum(1)  # the softmax's largest element
-    wrong = np.flatnonzero(predicted != y)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    wrong, predicted, confidence = most_wrong(model, X, y)
     side_by_side = max(1, _columns() // 30)
     shown = wrong[: 2 * side_by_side]
     _say(f"\n{len(shown)} of the {len(wrong):,} images that it gets wrong, the surest first:")

@@ -48,6 +48,7 @@ def median_ms(f, seconds):
 
 def step_engine(batches):
     import numpy as np
+
     from engine import Optimizer, cross_entropy
     from model import CNN
 
@@ -87,6 +88,7 @@ def step_torch(batches):
 
 def conv_engine():
     import numpy as np
+
     from engine import Value, conv2d
 
     for c, o, size, k, s in SHAPES:

@@ -114,7 +114,7 @@ def test_xor_is_learned(seed):
     model = MLP(2, [4, 1])
     opt = Optimizer(model.parameters())
 
-    for epoch in range(3000):
+    for _ in range(3000):
         opt.zero_grad()
         pred = model(Value(X))
         diff = pred - Value(y)

@@ -361,7 +361,8 @@ def test_smallest_settings_are_enough(capsys):
 
 
 def test_import_has_no_side_effects(tmp_path):
-    code = "import random, signal, numpy as np; s = np.random.get_state()[1].tolist(); t = signal.getsignal(signal.SIGTERM);"
+    code = "import random, signal, numpy as np; s = np.random.get_state()[1].tolist();"
+    code += "t = signal.getsignal(signal.SIGTERM);"
     code += "import train_on_MNIST, model, engine; assert s == np.random.get_state()[1].tolist();"
     code += "assert t == signal.getsignal(signal.SIGTERM)"
     command = [sys.executable, "-W", "error", "-c", code]
@@ -648,7 +649,7 @@ def test_next_names_what_this_run_has_not_done(is_terminal, options, expected, s
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout"])
 def test_weights_are_left_only_where_somebody_sits(stream, small, monkeypatch, on_terminal):
-    terminal = on_terminal()
+    on_terminal()
     for nobody in (None, io.StringIO()):
         monkeypatch.setattr(sys, stream, nobody)
         learn(monkeypatch)
@@ -940,9 +941,9 @@ def test_wrong_option_gets_plain_words_and_status_2(options, words, capsys):
 
 
 def test_smallest_and_largest_options_are_taken():
-    args = script._parse("--epochs 1 --batch-size 1 --lr 1e-9 --seed 4294967295".split())
+    args = script._parse(["--epochs", "1", "--batch-size", "1", "--lr", "1e-9", "--seed", "4294967295"])
     assert (args.epochs, args.batch_size, args.lr, args.seed) == (1, 1, 1e-9, 2**32 - 1)
-    args = script._parse("--epochs 0 --load w.npz --seed 0".split())
+    args = script._parse(["--epochs", "0", "--load", "w.npz", "--seed", "0"])
     assert (args.epochs, args.seed, args.load) == (0, 0, Path("w.npz"))
 
 

@@ -1,0 +1,99 @@
+"""Draw the README's picture, .github/mnist.svg: how the default run learns, and what it is most wrong about.
+
+    python tests/picture.py
+
+runs train_on_MNIST.py, shows what it prints, and draws that: the test accuracy after each epoch, and the six test
+images with the highest confidence in a wrong answer. It takes as long as the training.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SVG = ROOT / ".github" / "mnist.svg"
+sys.path.insert(0, str(ROOT))
+
+from model import CNN  # noqa: E402
+from train_on_MNIST import DATA, load_mnist, most_wrong  # noqa: E402
+
+# Colours that can be read on white and on GitHub's dark page; where the page says that it is dark, lighter ones.
+STYLE = """
+    text { font: 20px system-ui, sans-serif; fill: #57606a }
+    .strong { font-weight: 600; fill: #0969da }
+    .line { fill: none; stroke: #0969da; stroke-width: 3 }
+    .dot { fill: #0969da }
+    .grid { stroke: #8c959f; stroke-opacity: .4 }
+    .ink { fill: #24292f }
+    @media (prefers-color-scheme: dark) {
+      text { fill: #9da7b3 }
+      .strong { fill: #58a6ff }
+      .line { stroke: #58a6ff }
+      .dot { fill: #58a6ff }
+      .ink { fill: #e6edf3 }
+    }
+"""
+WIDTH, HEIGHT = 720, 440
+
+
+def draw(accuracies, images, labels, seen, confidences):
+    """The SVG of accuracies, one for each epoch, and of wrong images (n, 28, 28), normalised."""
+    left, right, top, bottom = 76, WIDTH - 90, 30, 190
+    low, high = np.floor(min(accuracies)), np.ceil(max(accuracies))
+    xs = np.linspace(left, right, len(accuracies))
+    ys = bottom - (np.array(accuracies) - low) / (high - low) * (bottom - top)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f"  <style>{STYLE}  </style>",
+    ]
+    for percent in (low, high):
+        y = bottom - (percent - low) / (high - low) * (bottom - top)
+        parts.append(f'  <path class="grid" d="M{left} {y:.0f}H{right}"/>')
+        parts.append(f'  <text x="{left - 10}" y="{y + 7:.0f}" text-anchor="end">{percent:.0f} %</text>')
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
+    parts.append(f'  <polyline class="line" points="{points}"/>')
+    parts += [f'  <circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"/>' for x, y in zip(xs, ys)]
+    parts.append(
+        f'  <text class="strong" x="{WIDTH}" y="{ys[-1] + 7:.0f}" text-anchor="end">{accuracies[-1]:.2f} %</text>'
+    )
+    epochs = f"test accuracy after 1 … {len(accuracies)} epochs"
+    parts.append(f'  <text x="{(left + right) / 2:.0f}" y="{bottom + 34}" text-anchor="middle">{epochs}</text>')
+
+    step = WIDTH / len(images)
+    for k, (image, label, digit, confidence) in enumerate(zip(images, labels, seen, confidences)):
+        x, y = k * step + (step - 84) / 2, 258
+        pixels = "".join(
+            f"M{column * 3} {row * 3}h3v3h-3z" for row, column in zip(*np.nonzero(image > image.min() + 1.2))
+        )
+        parts.append(f'  <path class="ink" transform="translate({x:.0f} {y})" d="{pixels}"/>')
+        centre = k * step + step / 2
+        parts.append(f'  <text x="{centre:.0f}" y="{y + 112}" text-anchor="middle">{label}, seen as {digit}</text>')
+        parts.append(f'  <text x="{centre:.0f}" y="{y + 138}" text-anchor="middle">{100 * confidence:.1f} %</text>')
+    parts.append(f'  <text x="{WIDTH / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">its surest mistakes</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.npz"
+        command = [sys.executable, "-u", str(ROOT / "train_on_MNIST.py"), "--save", str(weights)]
+        lines = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
+        accuracies = [float(a) for a in re.findall(r"^epoch.*test accuracy (\S+) %", "".join(lines), re.MULTILINE)]
+        model = CNN().load(weights)
+    _, _, X, y = load_mnist(DATA)
+    wrong, seen, confidences = most_wrong(model, X, y)
+    wrong = wrong[:6]
+    SVG.write_text(draw(accuracies, X[wrong, 0], y[wrong], seen[wrong], confidences[wrong]), encoding="utf-8")
+    print(f"{SVG.relative_to(ROOT)} written")
+
+
+if __name__ == "__main__":
+    main()
