@@ -525,6 +525,12 @@ def test_lines_break_between_words_and_keep_their_indentation(on_terminal):
     )
 
 
+def test_longest_form_that_fits_is_printed(on_terminal):
+    on_terminal(40)
+    forms = ("x" * 41, "x" * 40, "x" * 39)
+    assert script._fitting(*forms) == "x" * 40 and script._fitting("x" * 50, "x" * 45) == "x" * 45
+
+
 def test_same_seed_prints_the_same_losses(small, capsys):
     losses = []
     for seed in ("1", "1", "2"):
@@ -769,6 +775,13 @@ def test_whatever_ends_a_training_the_weights_are_saved(reason, message, small, 
         assert main(arguments) == 1
     assert re.fullmatch(message, capsys.readouterr().err)
     CNN().load(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are for Linux")
+def test_name_that_cannot_be_printed_does_not_hide_the_stop(small, tmp_path, monkeypatch, capsys):
+    stop(monkeypatch, 3, KeyboardInterrupt)
+    assert main(["--data", str(small), "--save", str(tmp_path / "w\udcff.npz")]) == 130
+    assert capsys.readouterr().err == "interrupted\n" and (tmp_path / "w\udcff.npz").exists()
 
 
 def test_stop_without_save_writes_nothing(small, monkeypatch, on_terminal):
