@@ -526,6 +526,12 @@ def test_lines_break_between_words_and_keep_their_indentation(on_terminal):
     )
 
 
+def test_longest_form_that_fits_is_printed(on_terminal):
+    on_terminal(40)
+    forms = ("x" * 41, "x" * 40, "x" * 39)
+    assert script._fitting(*forms) == "x" * 40 and script._fitting("x" * 50, "x" * 45) == "x" * 45
+
+
 def test_same_seed_prints_the_same_losses(small, capsys):
     losses = []
     for seed in ("1", "1", "2"):
@@ -743,7 +749,8 @@ def test_stop_prints_the_result_and_saves_the_weights(reason, status, word, step
             3: r"interrupted after 200 of 300 images\nepoch 1/2",
             5: r"interrupted after 100 of 300 images\nepoch 2/2",
         }
-        assert re.search(rf"{epoch[step]}   loss \d\.\d{{4}}   test accuracy", output.out)
+        accuracy = 100 * evaluate(CNN().load(path), *load_mnist(small)[2:])
+        assert re.search(rf"{epoch[step]}   loss \d\.\d{{4}}   test accuracy {accuracy:.2f} %", output.out)
     CNN().load(path)
 
 
@@ -771,6 +778,13 @@ def test_whatever_ends_a_training_the_weights_are_saved(reason, message, small, 
     CNN().load(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are for Linux")
+def test_name_that_cannot_be_printed_does_not_hide_the_stop(small, tmp_path, monkeypatch, capsys):
+    stop(monkeypatch, 3, KeyboardInterrupt)
+    assert main(["--data", str(small), "--save", str(tmp_path / "w\udcff.npz")]) == 130
+    assert capsys.readouterr().err == "interrupted\n" and (tmp_path / "w\udcff.npz").exists()
+
+
 def test_stop_without_save_writes_nothing(small, monkeypatch, on_terminal):
     terminal = on_terminal()
     stop(monkeypatch, 3, KeyboardInterrupt)
@@ -790,22 +804,33 @@ def test_stop_clears_the_live_line(reason, small, monkeypatch, on_terminal):
 
 
 class Full(io.StringIO):
-    """A log on a disk that is full from the first epoch's line on."""
+    """A log on a disk that is full from a line on."""
+
+    def __init__(self, line):
+        super().__init__()
+        self.line, self.full = line, False
 
     def write(self, text):
-        if text.startswith("epoch 1"):
-            self.full = True
+        self.full |= text.startswith(self.line)
         return super().write(text)
 
     def flush(self):
-        if hasattr(self, "full"):
+        if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_full_disk_of_the_log_does_not_lose_the_weights(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", Full())
-    assert main(["--data", str(small), "--save", str(tmp_path / "w.npz")]) == 1
+    monkeypatch.setattr(sys, "stdout", Full("epoch 1"))
+    assert main(["--data", str(small), "--epochs", "1", "--save", str(tmp_path / "w.npz")]) == 1
     assert capsys.readouterr().err == "error: the output cannot be written: No space left on device\n"
+    CNN().load(tmp_path / "w.npz")
+
+
+def test_full_disk_of_the_log_does_not_hide_the_reason(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full("weights saved"))
+    stop(monkeypatch, 3, MemoryError())
+    assert main(["--data", str(small), "--save", str(tmp_path / "w.npz")]) == 1
+    assert capsys.readouterr().err == "error: out of memory\n"
     CNN().load(tmp_path / "w.npz")
 
 
