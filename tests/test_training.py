@@ -161,9 +161,10 @@ def test_impossible_data_folder_is_a_sentence(folder, tmp_path, capsys):
     )
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_data_is_not_called_missing(small, capsys):
     (small / IMAGES).chmod(0)
+    if os.access(small / IMAGES, os.R_OK):
+        pytest.skip("root may read everything")
     assert main(["--data", str(small)]) == 1
     assert re.fullmatch(r"error: [^\n]+cannot be read: Permission denied\n", capsys.readouterr().err)
 
@@ -352,6 +353,7 @@ def test_wrong_settings_are_refused_before_training(option, message, monkeypatch
 
 def test_smallest_settings_are_enough(capsys):
     X, y = marked_images(3)
+    np.random.seed(0)
     model = CNN()
     before = model.parameters()[0].data
     train(model, X, y, X, y, epochs=1, batch_size=1, lr=0)
@@ -909,10 +911,10 @@ def test_place_that_cannot_be_written_is_found_at_once(name, small, tmp_path, ca
 def test_devices_and_forbidden_folders_are_found_at_once(small, tmp_path, capsys):
     assert main(["--data", str(small), "--save", os.devnull]) == 1
     assert capsys.readouterr().err == f"error: cannot save weights to {os.devnull}: it is not a regular file\n"
-    if os.geteuid() != 0:  # root may write everywhere
-        (tmp_path / "forbidden").mkdir()
-        (tmp_path / "forbidden" / "old.npz").touch()
-        (tmp_path / "forbidden").chmod(0o555)
+    (tmp_path / "forbidden").mkdir()
+    (tmp_path / "forbidden" / "old.npz").touch()
+    (tmp_path / "forbidden").chmod(0o555)
+    if not os.access(tmp_path / "forbidden", os.W_OK):  # root may write everywhere
         for name in ("old.npz", "new.npz"):
             assert main(["--data", str(small), "--save", str(tmp_path / "forbidden" / name)]) == 1
             output = capsys.readouterr()
