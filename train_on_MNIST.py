@@ -375,8 +375,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(OSError):
         if message:
             print(message, file=sys.stderr)
-    with contextlib.suppress(OSError):
-        print(end="", flush=True)  # if it cannot be printed, that fails here, and not at the exit
+    try:
+        print(end="", flush=True)
+    except OSError:  # leave nothing to be flushed at the exit
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 

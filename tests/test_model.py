@@ -128,6 +128,7 @@ def test_load_rejects_other_files_and_changes_nothing(tmp_path):
 
 
 def test_every_parameter_of_the_cnn_gets_a_gradient():
+    np.random.seed(0)
     model, rng = CNN(), np.random.default_rng(0)
     cross_entropy(model(rng.standard_normal((8, 1, 28, 28))), rng.integers(0, 10, 8)).backward()
     assert all(np.abs(p.grad).max() > 0 for p in model.parameters())
