@@ -368,7 +368,8 @@ def test_smallest_settings_are_enough(capsys):
 
 
 def test_import_has_no_side_effects(tmp_path):
-    code = "import random, signal, numpy as np; s = np.random.get_state()[1].tolist(); t = signal.getsignal(signal.SIGTERM);"
+    code = "import random, signal, numpy as np; s = np.random.get_state()[1].tolist();"
+    code += "t = signal.getsignal(signal.SIGTERM);"
     code += "import train_on_MNIST, model, engine; assert s == np.random.get_state()[1].tolist();"
     code += "assert t == signal.getsignal(signal.SIGTERM)"
     command = [sys.executable, "-W", "error", "-c", code]
@@ -658,7 +659,7 @@ def test_next_names_what_this_run_has_not_done(is_terminal, options, expected, s
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout"])
 def test_weights_are_left_only_where_somebody_sits(stream, small, monkeypatch, on_terminal):
-    terminal = on_terminal()
+    on_terminal()
     for nobody in (None, io.StringIO()):
         monkeypatch.setattr(sys, stream, nobody)
         learn(monkeypatch)
