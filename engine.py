@@ -83,8 +83,10 @@ class Value:
     def __init__(self, data: Operand, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
         if type(_children) is not tuple:
             _children = tuple(_children)
-        if _backward is not None and not callable(_backward):
-            raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
+        if not callable(_backward):
+            if _backward is not None:
+                raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
+            _backward = _missing_backward if _children else None
         requires_grad = not _children  # a leaf does, and a result if an operand does, outside of no_grad
         for child in _children:
             if child.requires_grad:
@@ -514,18 +516,24 @@ _CLOSED = False  # _pending when add_grad must refuse: outside of a pass, and on
 @contextlib.contextmanager
 def _collecting(order):
     """Inside, add_grad adds up in _pending. If a _backward called backward_all, the outer pass gets its own back."""
-    around = [(node, node._pending) for node in order if node._pending is not _CLOSED]
+    around = []
     try:
         for node in order:
-            if node._prev and node._backward is None:
-                raise ValueError(f"a Value of shape {node.shape} was made with _children but without a _backward")
+            if node._pending is not _CLOSED:
+                around.append((node, node._pending))
             node._pending = None
         yield
-    finally:
+    except BaseException:
         for node in order:
             node._pending = _CLOSED
+        raise
+    finally:
         for node, pending in around:
             node._pending = pending
+
+
+def _missing_backward(grad):
+    raise ValueError("a Value was made with _children but without a _backward")
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -795,16 +803,15 @@ def max_pooling(x: Operand, stride: int) -> Value:
     out = functools.reduce(np.maximum, [rows[:, :, j : ow * s : s] for j in range(s)])  # (oh, C, ow, N)
 
     def _backward(grad):
-        grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0))
+        rest = np.array(grad.transpose(2, 1, 3, 0), order="C")  # what no cell has taken yet
         dimage = np.empty_like(image)
         dimage[oh * s :] = dimage[:, :, ow * s :] = 0  # what fills no window
-        free = np.ones(out.shape, bool)  # the windows whose gradient no cell has taken yet
-        for i, j in np.ndindex(s, s):
-            cell = np.s_[i : oh * s : s, :, j : ow * s : s]
-            last = (i, j) == (s - 1, s - 1)  # it takes what is left: nan equals nothing
-            takes = free if last else free & (image[cell] == out)
-            dimage[cell] = grad * takes
-            free &= ~takes
+        *cells, last = [np.s_[i : oh * s : s, :, j : ow * s : s] for i in range(s) for j in range(s)]
+        for cell in cells:
+            taken = rest * (image[cell] == out)
+            dimage[cell] = taken
+            rest -= taken
+        dimage[last] = rest  # also in windows with nan, which equals nothing
         x.add_grad(dimage.transpose(3, 1, 0, 2))
 
     return Value(out.transpose(3, 1, 0, 2), (x,), "max_pooling", _backward)

@@ -23,7 +23,7 @@ from train_on_MNIST import DATA, load_mnist, most_wrong  # noqa: E402
 
 # Colours that can be read on white and on GitHub's dark page; where the page says that it is dark, lighter ones.
 STYLE = """
-    text { font: 20px system-ui, sans-serif; fill: #57606a }
+    text { font: 24px system-ui, sans-serif; fill: #57606a }
     .strong { font-weight: 600; fill: #0969da }
     .line { fill: none; stroke: #0969da; stroke-width: 3 }
     .dot { fill: #0969da }
@@ -37,12 +37,13 @@ STYLE = """
       .ink { fill: #e6edf3 }
     }
 """
-WIDTH, HEIGHT = 720, 440
+WIDTH, HEIGHT = 720, 460
+PIXEL = 3.5
 
 
 def draw(accuracies, images, labels, seen, confidences):
     """The SVG of accuracies, one for each epoch, and of wrong images (n, 28, 28), normalised."""
-    left, right, top, bottom = 76, WIDTH - 90, 30, 190
+    left, right, top, bottom = 92, WIDTH - 120, 24, 170
     low, high = np.floor(min(accuracies)), np.ceil(max(accuracies))
     xs = np.linspace(left, right, len(accuracies))
     ys = bottom - (np.array(accuracies) - low) / (high - low) * (bottom - top)
@@ -53,28 +54,32 @@ def draw(accuracies, images, labels, seen, confidences):
     for percent in (low, high):
         y = bottom - (percent - low) / (high - low) * (bottom - top)
         parts.append(f'  <path class="grid" d="M{left} {y:.0f}H{right}"/>')
-        parts.append(f'  <text x="{left - 10}" y="{y + 7:.0f}" text-anchor="end">{percent:.0f} %</text>')
+        parts.append(text(left - 12, y + 8, f"{percent:.0f} %", anchor="end"))
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
     parts.append(f'  <polyline class="line" points="{points}"/>')
     parts += [f'  <circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"/>' for x, y in zip(xs, ys)]
-    parts.append(
-        f'  <text class="strong" x="{WIDTH}" y="{ys[-1] + 7:.0f}" text-anchor="end">{accuracies[-1]:.2f} %</text>'
-    )
-    epochs = f"test accuracy after 1 … {len(accuracies)} epochs"
-    parts.append(f'  <text x="{(left + right) / 2:.0f}" y="{bottom + 34}" text-anchor="middle">{epochs}</text>')
+    parts.append(text(WIDTH - 4, ys[-1] + 8, f"{accuracies[-1]:.2f} %", anchor="end", css="strong"))
+    parts.append(text((left + right) / 2, bottom + 36, f"test accuracy after 1 … {len(accuracies)} epochs"))
 
     step = WIDTH / len(images)
     for k, (image, label, digit, confidence) in enumerate(zip(images, labels, seen, confidences)):
-        x, y = k * step + (step - 84) / 2, 258
-        pixels = "".join(
-            f"M{column * 3} {row * 3}h3v3h-3z" for row, column in zip(*np.nonzero(image > image.min() + 1.2))
-        )
-        parts.append(f'  <path class="ink" transform="translate({x:.0f} {y})" d="{pixels}"/>')
-        centre = k * step + step / 2
-        parts.append(f'  <text x="{centre:.0f}" y="{y + 112}" text-anchor="middle">{label}, seen as {digit}</text>')
-        parts.append(f'  <text x="{centre:.0f}" y="{y + 138}" text-anchor="middle">{100 * confidence:.1f} %</text>')
-    parts.append(f'  <text x="{WIDTH / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">its surest mistakes</text>')
+        centre, y = (k + 0.5) * step, 236
+        parts.append(f'  <g class="ink" transform="translate({centre - 14 * PIXEL:.0f} {y}) scale({PIXEL})">')
+        ink = (image - image.min()) / (image.max() - image.min())
+        for shade in (0.25, 0.5, 0.75, 1):  # of grey
+            pixels = zip(*np.nonzero((ink > shade - 0.25) & (ink <= shade)))
+            path = "".join(f"M{column} {row}h1v1h-1z" for row, column in pixels)
+            parts.append(f'    <path fill-opacity="{shade}" d="{path}"/>')
+        parts.append("  </g>")
+        parts.append(text(centre, y + 132, f"{label} → {digit}"))
+        parts.append(text(centre, y + 162, f"{100 * confidence:.1f} %"))
+    parts.append(text(WIDTH / 2, HEIGHT - 12, "its surest mistakes: label → answer, confidence"))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def text(x, y, content, anchor="middle", css=""):
+    css = f' class="{css}"' if css else ""
+    return f'  <text{css} x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{content}</text>'
 
 
 def main():

@@ -1032,7 +1032,7 @@ def test_backward_all_rejects_a_value(call, error, message):
 def test_a_missing_backward_changes_no_gradient():
     a = Value(np.ones(2))
     loss = (Value(a.data, (a,)) * 2 + a * 3).sum()
-    check(loss.backward_all, VALUE, r"shape \(2,\).*_children.*_backward")
+    check(loss.backward_all, VALUE, "_children.*_backward")
     np.testing.assert_array_equal(a.grad, [0, 0])
 
 
