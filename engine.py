@@ -1,12 +1,12 @@
 """Micrograd with NumPy arrays: reverse-mode automatic differentiation in one file.
 
-A `Value` holds a number or an array and remembers which operation made it, from which operands. Every operation has
+A `Value` holds a number or an array and remembers which operation made it, from which operands. Every primitive has
 the same rhythm: make the operand a Value, compute with NumPy, define the closure `_backward`, which turns the gradient
 of the result into the gradients of the operands, and return a new Value. `backward_all` calls those closures from the
 last Value to the first, which is the chain rule. A closure gets the gradient of its result as an argument: if it held
 the result to read it there, that would be a reference cycle, and the arrays of every training step would wait for the
-garbage collector. The data that a gradient needs are taken during the forward pass: assigning others later changes
-nothing.
+garbage collector. The data that a gradient needs are taken during the forward pass: assigning others of that shape
+later changes nothing.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
                  sequences, backward
@@ -50,11 +50,12 @@ Operand = Union["Value", ArrayLike]  # wherever a Value can be given: numbers an
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    data           a Python float, or a floating NumPy array or scalar. Integers and booleans become float64, float16
-                   becomes float32; float32 and float64 stay what they are, and where two meet, NumPy's rules decide.
+    data           a Python float, or a floating NumPy array or scalar. Integers and booleans become float64 (numbers:
+                   Python floats), float16 becomes float32; float32 and float64 stay, and where two meet, NumPy's
+                   rules decide.
                    A Python float stays one: scalar graphs would take four times as long with arrays of one element.
                    An array is not copied: changing its elements, or those of a result, between the forward and the
-                   backward pass makes gradients wrong. Assigning another array to `data` does not.
+                   backward pass makes gradients wrong. Assigning another array of that shape to `data` does not.
     grad           d(root)/d(this value) after `root.backward_all()`, of data's shape and dtype; zeros before, and when
                    data of another shape or dtype are assigned.
     requires_grad  False for a constant, and for what was computed from constants or under `no_grad`.
@@ -87,7 +88,7 @@ class Value:
             if _backward is not None:
                 raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
             _backward = _missing_backward if _children else None
-        requires_grad = not _children  # a leaf does, and a result if an operand does, outside of no_grad
+        requires_grad = not _children  # True for a leaf; for a result, if it is for an operand, outside of no_grad
         for child in _children:
             if child.requires_grad:
                 requires_grad = not _paused or threading.get_ident() not in _paused
@@ -95,12 +96,12 @@ class Value:
         if type(data) is not float:
             data = _as_data(data)
             if _children and type(data) is np.float64 and all(type(v._data) is float for v in _children):
-                data = float(data)  # some of NumPy's functions make their own number of a Python float
+                data = float(data)  # NumPy's functions of Python floats give np.float64
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = self._shared_grad = None  # None is zero; _shared_grad may be another Value's array, too
-        self._pending = _CLOSED  # or the gradient, while backward_all collects it
+        self._grad = self._shared_grad = None  # None is zero; a result's waits in the second, not copied, until read
+        self._pending = _CLOSED  # in backward_all: None, then the sum of what has come so far
         self._prev = _children  # empty for leaves and constants
         self._op = _op
         self._backward = _backward
@@ -220,7 +221,7 @@ class Value:
         return Value(x**n, (self,), f"**{exponent}", _backward)
 
     def __matmul__(self, other: Operand) -> Value:
-        """Matrix product, with every signature of NumPy's: (n?,k),(k,m?)->(n?,m?), leading axes broadcasting.
+        """Matrix product, with every signature of NumPy's: (m?,n),(n,p?)->(m?,p?), leading axes broadcasting.
 
         Raises ValueError for a scalar operand, and for shapes that do not fit.
         """
@@ -447,7 +448,7 @@ class Value:
         raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
 
     def __getstate__(self):
-        """For copy and pickle: (None, slots). The closures of a copied graph would lead to the original's leaves."""
+        """For copy and pickle. The closures of a copied graph would hand its gradients to the original's leaves."""
         if self._prev:
             raise TypeError(f"only leaves can be copied or pickled, not the result of {self._op!r}: copy its .data")
         state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
@@ -523,7 +524,7 @@ def _collecting(order):
                 around.append((node, node._pending))
             node._pending = None
         yield
-    except BaseException:
+    except BaseException:  # some had no turn
         for node in order:
             node._pending = _CLOSED
         raise
@@ -582,7 +583,7 @@ def topological_order(root: Value) -> list[Value]:
     have been added up. Going from c to b and on to a for each use by itself would visit a four times, and a chain of n
     such additions 2^n times. Backwards in this order every Value is visited once, after all of its uses.
 
-    The stack is a list, not Python's own, which a graph of a thousand operations in a row would overflow.
+    The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow.
     """
     if not isinstance(root, Value):
         raise TypeError(f"a graph leads to a Value, got {type(root).__name__}")
@@ -664,8 +665,8 @@ def _output_size(name, shape, kernel, stride, padding):
 
 
 def _windows(rows, k, stride=1):
-    """Rows (h, m, n), each a matrix, to (h', k * m, n): in matrix y, rows y * stride ... y * stride + k - 1 stand one
-    below the other. In contiguous memory they do so already: this is a view, not a copy. NumPy refuses other rows."""
+    """h image rows of m lines each, (h, m, n), to (h', k * m, n): matrix y has the lines of rows y * stride ...
+    y * stride + k - 1, one below the other. In contiguous memory they lie so already: this is a view, not a copy."""
     h, m, n = rows.shape
     row, line, number = rows.strides
     return np.ndarray(((h - k) // stride + 1, k * m, n), rows.dtype, rows, 0, (stride * row, line, number))
@@ -698,8 +699,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     `loop_conv2d` in tests/gradcheck.py is this definition in seven loops, with its gradients.
 
     Here, each image row is copied kw times: copy j is what kernel column j sees while the kernel slides along the row.
-    With all copies one below the other, the kernel's kh rows see neighbours, and one product gives one row of the
-    result. For an image of 3 x 3 pixels and the kernel a b / c d:
+    With all copies one below the other, what the kernel sees for one row of the result are kh * kw consecutive lines,
+    and one product gives that row. For an image of 3 x 3 pixels and the kernel a b / c d:
 
         1 2 3     row 0, seen by column 0:  1 2                   1 2                         4 5
         4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = row 0     [a b c d]  5 6  = row 1
@@ -710,7 +711,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     With C channels, each of these lines is C lines; with N images, each number is N numbers. So line
     (i * kw + j) * C + c of the matrix that the kernel is multiplied with is what kernel cell (i, j) sees of channel c.
-    A stride copies every stride-th column only, and takes every stride-th of the products.
+    With a stride, every stride-th column only is copied, and every stride-th product only computed.
 
     The zeros of the padding, and those around the result in the backward pass, are multiplied, too: an infinite weight
     makes them nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the padded image.
@@ -728,7 +729,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     # Inside, axes are (row, channel, column, image). With x in another order in memory the results are the same, only
     # slower: here the numbers of N images lie side by side, and the result of one layer is what the next one needs.
-    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
+    padded_shape = (H + 2 * p, C, W + 2 * p, N)
+    padded = np.zeros(padded_shape, kernel.dtype)
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
     copies = np.empty((H + 2 * p, kw, C, ow, N), kernel.dtype)
     for j in range(kw):
@@ -746,26 +748,26 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
         if w.requires_grad:
             parts = _column_parts(ow * N, kernel.size)
             dw = sum((seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0) for part in parts)
-            w.add_grad(dw.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
+            w.add_grad(dw.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))  # from (kh * kw * C, O)
         if x.requires_grad:
-            dx = _image_gradient(grad, kernel, padded.shape, ow, s)[p : p + H, :, p : p + W]
+            dx = _image_gradient(grad, kernel, padded_shape, ow, s)[p : p + H, :, p : p + W]
             x.add_grad(dx.transpose(3, 1, 0, 2))
 
     return Value(out.reshape(oh, O, ow, N).transpose(3, 1, 0, 2), children, "conv2d", _backward)
 
 
 def _image_gradient(grad, kernel, shape, ow, s):
-    """The gradient (H, C, W, N) of conv2d's padded image, from the gradient (oh, O, ow * N) of its result.
+    """The gradient of conv2d's padded image, of this shape (H, C, W, N), from that of its result (oh, O, ow * N).
 
     It goes the way of the forward pass backwards: to the copies of the image's rows, and from each copy to its pixels.
 
-    With s = 1, row y of the result is the sum over i of K_i @ copies[y + i], where K_i (O, kw * C) is kernel row i. So
-    the gradient of copies[Y] is the sum over i of K_i.T @ grad[Y - i]. Where the forward pass counts up, i counts down:
+    With s = 1, row Y of the result is the sum over i of K_i @ copies[Y + i], where K_i (O, kw * C) is kernel row i. So
+    the gradient of copies[r] is the sum over i of K_i.T @ grad[r - i]. Where the forward pass counts up, i counts down:
     this is a convolution of grad, with the kernel's rows turned round, and done in the same way.
 
     With a stride, kernel rows a, a + s, a + 2 s, ... see image rows a, a + s, a + 2 s, ..., and no other kernel row
-    sees these: it is one such convolution for each a < s. Columns are alike: columns b, b + s, ... of the image get the
-    gradients of the copies for kernel columns b, b + s, ..., each shifted back by one more.
+    sees these: it is one such convolution for each a < s. In a row, the gradients of the copies only add up: kernel
+    column j = b + shift * s saw, of the columns b, b + s, b + 2 s, ..., those from number `shift` on.
     """
     (oh, O, _), (_, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
     dpadded = np.zeros(shape, grad.dtype)
@@ -780,7 +782,7 @@ def _image_gradient(grad, kernel, shape, ow, s):
             dcolumns = np.zeros((oh + m - 1, C, len(range(b, W, s)), N), grad.dtype)
             for shift, j in enumerate(range(b, kw, s)):
                 dcolumns[:, :, shift : shift + ow] += dcopies[:, j]
-            dpadded[a::s, :, b::s][: oh + m - 1] = dcolumns
+            dpadded[a::s, :, b::s][: oh + m - 1] = dcolumns  # no window has further rows
     return dpadded
 
 
@@ -923,7 +925,7 @@ class Layer:
 
     @np.errstate(over="ignore")  # float64 weights beyond float32 are not finite, and refused
     def load(self: LayerType, path: str | os.PathLike[str]) -> LayerType:
-        """Take the parameters from a file that `save` wrote, each in its own dtype, and return self.
+        """Take the parameters from a file that `save` wrote, keep the dtype of each, and return self.
 
         Raises ValueError for a file that is missing, damaged or of another network: all parameters are then unchanged.
         """
