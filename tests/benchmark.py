@@ -94,7 +94,7 @@ def conv_engine():
     for c, o, size, k, s in SHAPES:
         x = np.random.randn(8, c, size, size).astype(np.float32)
         w = np.random.randn(o, c, k, k).astype(np.float32)
-        yield median_ms(lambda: conv2d(Value(x), Value(w), None, s, k // 2).backward_all(), 0.04)
+        yield median_ms(lambda: conv2d(Value(x), Value(w), None, s, k // 2).backward_all(), 0.1)
 
 
 def conv_torch():
@@ -108,7 +108,7 @@ def conv_torch():
             y = torch.nn.functional.conv2d(*leaves, None, s, k // 2)
             y.backward(torch.ones_like(y))
 
-        yield median_ms(run, 0.04)
+        yield median_ms(run, 0.1)
 
 
 def scalar(Value, backward):
