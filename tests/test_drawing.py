@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine import MLP, Value, draw_graph
+from engine import MLP, Value, conv2d, cross_entropy, draw_graph, max_pooling, stack
 from tests.misuse import TYPE, check
 
 
@@ -82,3 +82,34 @@ def test_draw_graph_rejects_what_is_no_value(thing):
 @pytest.mark.parametrize("label", [3, b"a", ["a"]], ids=str)
 def test_label_must_be_a_string(label):
     check(lambda: draw_graph(Value(1.0, label=label)), TYPE, f"label.*str.*{type(label).__name__}")
+
+
+def test_every_operation_has_its_name_in_the_graph():
+    x, image = Value(np.ones((1, 2))), Value(np.ones((1, 1, 2, 2)))
+    for out, name in [
+        (x + 1, "+"),
+        (x - 1, "-"),
+        (x * 2, "*"),
+        (x / 2, "/"),
+        (x**2, "**2"),
+        (x @ np.ones(2), "@"),
+        (x.tanh(), "tanh"),
+        (x.relu(), "relu"),
+        (x.exp(), "exp"),
+        (x.log(), "log"),
+        (x.sum(), "sum"),
+        (x.reshape(2), "reshape"),
+        (x.T, "transpose"),
+        (x[0], "[]"),
+        (x.astype(np.float32), "astype"),
+        (stack([x]), "stack"),
+        (conv2d(image, image), "conv2d"),
+        (max_pooling(image, 2), "max_pooling"),
+        (cross_entropy(x, [0]), "cross_entropy"),
+    ]:
+        assert f'label="{{ {name} |' in draw_graph(out)
+
+
+def test_numbers_have_four_digits():
+    text = draw_graph(Value(np.array([1 / 3, 2.0])) * (1 / 3))
+    assert "data [0.3333, 2.    ]" in text and "data 0.3333" in text
