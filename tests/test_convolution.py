@@ -354,7 +354,12 @@ def test_conv2d_rejects_a_padding_that_is(call, error, message):
     ("three_axes", lambda: max_pooling(np.ones((3, 4, 4)), 2), VALUE, r"x \(N, C, H, W\).*\(3, 4, 4\)"),
     ("two_axes", lambda: max_pooling(np.ones((4, 4)), 2), VALUE, r"x \(N, C, H, W\).*\(4, 4\)"),
     ("a_number", lambda: max_pooling(2.0, 2), VALUE, r"x \(N, C, H, W\).*\(\)"),
-    ("a_window_higher_than_x", lambda: max_pooling(np.ones((2, 3, 4, 6)), 5), VALUE, r"^max_pooling: .*5.*larger.*\(2, 3, 4, 6\)"),
+    (
+        "a_window_higher_than_x",
+        lambda: max_pooling(np.ones((2, 3, 4, 6)), 5),
+        VALUE,
+        r"^max_pooling: .*5.*larger.*\(2, 3, 4, 6\)",
+    ),
     ("a_window_wider_than_x", lambda: max_pooling(np.ones((2, 3, 6, 4)), 5), VALUE, r"5.*larger.*\(2, 3, 6, 4\)"),
     ("an_image_without_pixels", lambda: max_pooling(np.ones((2, 3, 0, 0)), 1), VALUE, r"1.*larger.*\(2, 3, 0, 0\)"),
     ("none", lambda: max_pooling(None, 2), TYPE, "real numbers.*NoneType"),
