@@ -25,6 +25,7 @@ import contextlib
 import copy
 import ctypes
 import functools
+import io
 import math
 import numbers
 import os
@@ -66,9 +67,11 @@ class Value:
     graphs and the keys of dicts.
 
     An operation of your own passes its operands as `_children`, its name as `_op`, and as `_backward` a function that
-    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand.
+    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand. It may not
+    change either array afterwards: other Values may hold it, too.
 
-    Raises TypeError for data that are no real numbers and for a `_backward` that is no function.
+    Raises TypeError for data that are no real numbers and for a `_backward` that is no function, ValueError for a
+    `_backward` without `_children`.
     """
 
     __slots__ = (
@@ -88,11 +91,12 @@ class Value:
             if _backward is not None:
                 raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
             _backward = _missing_backward if _children else None
+        elif not _children:
+            raise ValueError("a _backward needs _children, to which it hands their gradients")
         requires_grad = not _children  # True for a leaf; for a result, if it is for an operand, outside of no_grad
         for child in _children:
             if child.requires_grad:
                 requires_grad = not _paused or threading.get_ident() not in _paused
-                break
         if type(data) is not float:
             data = _as_data(data)
             if _children and type(data) is np.float64 and all(type(v._data) is float for v in _children):
@@ -511,25 +515,21 @@ class Value:
             self._pending = self._pending + grad
 
 
-_CLOSED = False  # _pending when add_grad must refuse: outside of a pass, and once the Value had its turn
+# _pending when add_grad must refuse: outside of a pass, and once the Value had its turn. False, because a copy of an
+# object() would be another one.
+_CLOSED = False
 
 
 @contextlib.contextmanager
 def _collecting(order):
     """Inside, add_grad adds up in _pending. If a _backward called backward_all, the outer pass gets its own back."""
-    around = []
+    before = [node._pending for node in order]
     try:
         for node in order:
-            if node._pending is not _CLOSED:
-                around.append((node, node._pending))
             node._pending = None
         yield
-    except BaseException:  # some had no turn
-        for node in order:
-            node._pending = _CLOSED
-        raise
     finally:
-        for node, pending in around:
+        for node, pending in zip(order, before):
             node._pending = pending
 
 
@@ -743,7 +743,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     def _backward(grad):
         grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0)).reshape(oh, O, ow * N)
-        if b is not None:
+        if b is not None and b.requires_grad:
             b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))  # grad.sum((0, 2)) in half the time
         if w.requires_grad:
             parts = _column_parts(ow * N, kernel.size)
@@ -848,7 +848,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
         dx[picked] -= 1
         x.add_grad(dx * (grad / n))
 
-    return Value(log_softmax[picked].sum() / -n, (x,), "cross_entropy", _backward)
+    return Value((0 - log_softmax[picked].sum()) / n, (x,), "cross_entropy", _backward)  # 0 -, not -: no -0.0
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
@@ -881,9 +881,12 @@ class Layer:
         """The Values to train by their names, in the order of assignment: "weight", "conv1.bias", "layers.0.weight".
 
         They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
-        is there twice counts once. Constants are not among them, nor are results of operations. Raises ValueError for
-        two parameters of one name, as of a dict with the keys 0 and "0".
+        is there twice counts once. Those with requires_grad False are left out (but saved), as are results of
+        operations. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
         """
+        return {name: leaf for name, leaf in self._leaves().items() if leaf.requires_grad}
+
+    def _leaves(self):
         found, visited = {}, {id(self)}
 
         def visit(layer, path):
@@ -893,7 +896,7 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                elif part.requires_grad and not part._prev:
+                elif not part._op:
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
@@ -912,12 +915,12 @@ class Layer:
         return f"{type(self).__name__}({lines}\n)" if members else f"{type(self).__name__}()"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters, by their names, to an npz file of exactly this name.
+        """Write the parameters, frozen ones too, by their names to an npz file of exactly this name.
 
         There is never half a file: the old one is there until the new one is complete. Raises ValueError if the file
         cannot be written, or if a parameter is not finite.
         """
-        weights = {name: p.data for name, p in self.named_parameters().items()}
+        weights = {name: p.data for name, p in self._leaves().items()}
         wrong = [f"{name} is not finite" for name, data in weights.items() if not np.isfinite(data).all()]
         if wrong:
             raise ValueError(f"cannot save weights to {path}: {', '.join(wrong)}")
@@ -929,7 +932,7 @@ class Layer:
 
         Raises ValueError for a file that is missing, damaged or of another network: all parameters are then unchanged.
         """
-        arrays, parameters = _read_arrays(path), self.named_parameters()
+        arrays, parameters = _read_arrays(path), self._leaves()
         wrong = [f"{name} is missing" for name in parameters if name not in arrays]
         for name, array in arrays.items():
             if name not in parameters:
@@ -1156,7 +1159,10 @@ def _write_arrays(path, arrays):
         with open(new, "xb") as file:
             if target.exists():
                 shutil.copymode(target, new)
-            np.savez(file, **arrays)
+            with zipfile.ZipFile(file, "w") as archive:  # np.savez cannot save an array that is named file
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, target)
@@ -1170,12 +1176,14 @@ def _write_arrays(path, arrays):
 def _read_arrays(path):
     """The named arrays in an npz file."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ValueError(f"cannot load weights from {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except OSError as error:
-        raise ValueError(f"cannot load weights from {path}: {error.strerror or error}") from None
     except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
         raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
 

@@ -18,6 +18,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -486,7 +487,8 @@ def _print_next(args, path):
         options = ["--epochs", "0", "--load", str(path)]
         options += [] if args.data == DATA else ["--data", str(args.data)]
         options += [] if _interactive() else ["--show"]
-        script, options = shlex.join([sys.orig_argv[0], sys.argv[0]]), shlex.join(options)
+        join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+        script, options = join([sys.orig_argv[0], sys.argv[0]]), join(options)
         print(_fitting(f"  {script} {options}", f"  {script} \\\n    {options}"))
         _say("    shows its mistakes, without training")
     elif not shown:

@@ -1,4 +1,4 @@
-"""The tests run on busy machines, where BLAS with several threads is slow, and in checkouts that are read-only."""
+"""The tests run with one BLAS thread, and in a checkout that is read-only."""
 
 import os
 
@@ -6,4 +6,5 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
 
 
 def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestCacheWarning")  # pytest remembers what failed
+    # pytest cannot write its cache there, which is no failure
+    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestCacheWarning")

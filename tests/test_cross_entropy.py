@@ -116,3 +116,7 @@ def test_cross_entropy_rejects_masked_logits():
 )
 def test_cross_entropy_rejects_logits_that_are(call, error, message):
     check(call, error, message)
+
+
+def test_cross_entropy_of_a_perfect_answer_is_no_negative_zero():
+    assert f"{cross_entropy(Value(np.array([[100.0, 0.0]])), [0]):.4f}" == "0.0000"

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import engine
+import train_on_MNIST as script
+from model import CNN
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +73,15 @@ def test_picture_shows_the_accuracies_of_the_transcript():
     np.testing.assert_allclose(heights, slope * np.array(accuracies) + offset, atol=0.1)
     assert f">{accuracies[-1]:.2f} %</text>" in svg
     assert f"{accuracies[-1]:.1f} % on MNIST" in README
+
+
+def test_transcript_is_of_this_script_and_this_model():
+    assert str(CNN()) in README
+    settings = f"batch size {script.BATCH_SIZE}, learning rate up to {script.LR:g}, seed {script.SEED}"
+    assert f"epochs {script.EPOCHS}, {settings}" in README
+    assert len(re.findall(rf"^epoch +\d+/{script.EPOCHS} ", README, re.MULTILINE)) == script.EPOCHS
+    seconds = re.search(r", (\d+) s of training", README)[1]
+    assert f"% on MNIST in {seconds} s" in README
 
 
 def test_files_that_the_text_names_exist():

@@ -372,7 +372,9 @@ def test_import_has_no_side_effects(tmp_path):
     code += "import train_on_MNIST, model, engine; assert s == np.random.get_state()[1].tolist();"
     code += "assert t == signal.getsignal(signal.SIGTERM)"
     command = [sys.executable, "-W", "error", "-c", code]
-    result = subprocess.run(command, capture_output=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, timeout=60)
+    result = subprocess.run(
+        command, capture_output=True, cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, timeout=60
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 

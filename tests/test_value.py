@@ -88,6 +88,8 @@ def test_float16_data_are_computed_with_in_float32():
     ("list_of_values", lambda: Value([Value(1.0), Value(2.0)]), TYPE, "Value.*stack"),
     ("children_that_are_no_values", lambda: Value(1.0, (1.0,)), AttributeError, "requires_grad"),
     ("children_that_are_no_tuple", lambda: Value(1.0, 3), TYPE, "not iterable"),
+    ("children_of_which_one_is_no_value", lambda: Value(1.0, (Value(1.0), 5)), AttributeError, "requires_grad"),
+    ("a_backward_without_children", lambda: Value(1.0, _backward=print), VALUE, "_backward needs _children"),
     ("a_backward_that_is_no_function", lambda: Value(1.0, (Value(1.0),), "op", 5), TYPE, "_backward.*function.*int"),
     ("a_leafs_backward_that_is_none", lambda: Value(1.0, _backward=5), TYPE, "_backward.*function.*int"),
     ("no_data", lambda: Value(), TYPE, "data"),
