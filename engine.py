@@ -96,7 +96,9 @@ class Value:
         requires_grad = not _children  # True for a leaf; for a result, if it is for an operand, outside of no_grad
         for child in _children:
             if child.requires_grad:
-                requires_grad = not _paused or threading.get_ident() not in _paused
+                requires_grad = True
+        if _paused and _children and threading.get_ident() in _paused:
+            requires_grad = False
         if type(data) is not float:
             data = _as_data(data)
             if _children and type(data) is np.float64 and all(type(v._data) is float for v in _children):
@@ -669,7 +671,7 @@ def _windows(rows, k, stride=1):
     y * stride + k - 1, one below the other. In contiguous memory they lie so already: this is a view, not a copy."""
     h, m, n = rows.shape
     row, line, number = rows.strides
-    return np.ndarray(((h - k) // stride + 1, k * m, n), rows.dtype, rows, 0, (stride * row, line, number))
+    return np.ndarray(((h - k) // stride + 1, k * m, n), rows.dtype, buffer=rows, strides=(stride * row, line, number))
 
 
 def _column_parts(n, per_column):
@@ -737,11 +739,11 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
         copies[:, j] = padded[:, :, j : j + s * ow : s]
     # Kept for the backward pass: kw times the image, but to copy it again would take longer than the product.
     seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
-    out = _products(kernel.transpose(0, 2, 3, 1).reshape(O, -1), seen)  # (oh, O, ow * N)
+    out = _products(kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C), seen)  # (oh, O, ow * N)
     if b is not None:
         out += b.data[:, None]
 
-    def _backward(grad):
+    def _backward(grad):  # as for @, summed over the rows of out = K @ seen + b: K^T gets seen grad^T
         grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0)).reshape(oh, O, ow * N)
         if b is not None and b.requires_grad:
             b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))  # grad.sum((0, 2)) in half the time
@@ -762,27 +764,28 @@ def _image_gradient(grad, kernel, shape, ow, s):
     It goes the way of the forward pass backwards: to the copies of the image's rows, and from each copy to its pixels.
 
     With s = 1, row Y of the result is the sum over i of K_i @ copies[Y + i], where K_i (O, kw * C) is kernel row i. So
-    the gradient of copies[r] is the sum over i of K_i.T @ grad[r - i]. Where the forward pass counts up, i counts down:
-    this is a convolution of grad, with the kernel's rows turned round, and done in the same way.
+    the gradient of copies[r] is the sum over i of K_i.T @ grad[r - i], with grad 0 above and below the result. It has
+    r - i for Y + i: with the kernel's rows turned round, this is conv2d's sum, and done in the same way.
 
     With a stride, kernel rows a, a + s, a + 2 s, ... see image rows a, a + s, a + 2 s, ..., and no other kernel row
-    sees these: it is one such convolution for each a < s. In a row, the gradients of the copies only add up: kernel
-    column j = b + shift * s saw, of the columns b, b + s, b + 2 s, ..., those from number `shift` on.
+    sees these: it is one such convolution for each a < s. In a row, the gradient of each copy is added to the columns
+    that it was copied from.
     """
     (oh, O, _), (_, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
     dpadded = np.zeros(shape, grad.dtype)
     for a in range(min(s, kh)):
         turned = kernel[:, :, a::s][:, :, ::-1]  # (O, C, m, kw)
         m = turned.shape[2]
-        rows = np.zeros((oh + 2 * (m - 1), O, ow * N), grad.dtype)  # above and below the result there is nothing
+        height = oh + m - 1  # of the image rows a, a + s, ...; further ones are in no window
+        rows = np.zeros((height + m - 1, O, ow * N), grad.dtype)
         rows[m - 1 : m - 1 + oh] = grad
         dcopies = _products(turned.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(rows, m))
-        dcopies = dcopies.reshape(oh + m - 1, kw, C, ow, N)
-        for b in range(min(s, kw)):
-            dcolumns = np.zeros((oh + m - 1, C, len(range(b, W, s)), N), grad.dtype)
-            for shift, j in enumerate(range(b, kw, s)):
+        dcopies = dcopies.reshape(height, kw, C, ow, N)
+        for first in range(min(s, kw)):  # the columns first, first + s, ... together: NumPy adds slowly to every s-th
+            dcolumns = np.zeros((height, C, len(range(first, W, s)), N), grad.dtype)
+            for shift, j in enumerate(range(first, kw, s)):  # copy j was taken from number `shift` on
                 dcolumns[:, :, shift : shift + ow] += dcopies[:, j]
-            dpadded[a::s, :, b::s][: oh + m - 1] = dcolumns  # no window has further rows
+            dpadded[a::s, :, first::s][:height] = dcolumns
     return dpadded
 
 
