@@ -899,7 +899,7 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                elif not part._op:
+                elif not part._prev and (part.requires_grad or not part._op):  # else it is a result
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part

@@ -144,6 +144,10 @@ def random_broadcast(rng, most_axes=4):
     return tuple(pair)
 
 
+def power(base, exponent):
+    return base**exponent
+
+
 def one_array(rng):
     return on(random_shape(rng))
 
@@ -456,16 +460,16 @@ OPERATIONS = {
         }.items()
     },
     "**": Row(
-        lambda v, exponent: v**exponent,
-        lambda a, exponent: a ** float(exponent),
+        power,
+        lambda a, exponent: power(a, float(exponent)),
         POWERS,
         to_a_power,
         positive,
         numbers=True,
     ),
     "** of negative numbers": Row(
-        lambda v, exponent: v**exponent,
-        lambda a, exponent: a ** float(exponent),
+        power,
+        lambda a, exponent: power(a, float(exponent)),
         WHOLE_POWERS,
         to_a_whole_power,
         negative,

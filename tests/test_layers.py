@@ -23,6 +23,7 @@ from engine import (
     as_value,
     cross_entropy,
     max_pooling,
+    no_grad,
     topological_order,
 )
 from model import CNN
@@ -564,6 +565,14 @@ def test_frozen_parameters_are_saved_though_not_trained(tmp_path):
     frozen.save(tmp_path / "w.npz")
     assert_same(numbers(other.load(tmp_path / "w.npz")), {**numbers(other), **numbers(frozen)})
     np.testing.assert_array_equal(other.layers[0].weight.data, frozen.layers[0].weight.data)
+
+
+def test_a_leaf_that_names_an_operation_is_a_parameter():
+    layer = Layer()
+    layer.w = Value(1.0, (), "w")
+    with no_grad():
+        layer.result = layer.w * 2
+    assert list(layer.named_parameters()) == list(layer._leaves()) == ["w"]
 
 
 def test_parameters_may_be_named_as_arguments_of_numpy(tmp_path):
