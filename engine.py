@@ -1,12 +1,13 @@
 """Micrograd with NumPy arrays: reverse-mode automatic differentiation in one file.
 
 A `Value` holds a number or an array and remembers which operation made it, from which operands. Every primitive has
-the same rhythm: make the operand a Value, compute with NumPy, define the closure `_backward`, which turns the gradient
-of the result into the gradients of the operands, and return a new Value. `backward_all` calls those closures from the
-last Value to the first, which is the chain rule. A closure gets the gradient of its result as an argument: if it held
-the result to read it there, that would be a reference cycle, and the arrays of every training step would wait for the
-garbage collector. The data that a gradient needs are taken during the forward pass: assigning others of that shape
-later changes nothing.
+the same pattern: make the operand a Value, compute with NumPy, define the closure `_backward`, which turns the gradient
+of the result into the gradients of the operands, and return a new Value. `backward_all` calls these closures from the
+last Value to the first, which is the chain rule.
+
+A closure gets the gradient of its result as an argument. If it held the result instead, to read the gradient there, the
+two would hold each other, and the arrays of a training step would stay until the garbage collector runs. Of its
+operands it holds the arrays of the forward pass: assigning others later does not change the gradients.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
                  sequences, backward
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import TypeVar, Union
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 __all__ = ["Value", "Operand", "as_value", "topological_order", "unbroadcast", "no_grad", "stack", "conv2d"]
 __all__ += ["max_pooling", "cross_entropy", "Layer", "Neuron", "LinearLayer", "MLP", "Conv2dLayer", "Optimizer"]
@@ -51,15 +52,18 @@ Operand = Union["Value", ArrayLike]  # wherever a Value can be given: numbers an
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
+    A leaf is made by you, a result by an operation; a constant is either of them when it needs no gradient.
+
     data           a Python float, or a floating NumPy array or scalar. Integers and booleans become float64 (numbers:
                    Python floats), float16 becomes float32; float32 and float64 stay, and where two meet, NumPy's
                    rules decide.
                    A Python float stays one: scalar graphs would take four times as long with arrays of one element.
                    An array is not copied: changing its elements, or those of a result, between the forward and the
                    backward pass makes gradients wrong. Assigning another array of that shape to `data` does not.
-    grad           d(root)/d(this value) after `root.backward_all()`, of data's shape and dtype; zeros before, and when
-                   data of another shape or dtype are assigned.
-    requires_grad  False for a constant, and for what was computed from constants or under `no_grad`.
+    grad           d(root)/d(this Value), where root is what `backward_all` was called on (its sum, if it is an array).
+                   It has the shape and dtype of `data`. It is zero before, and once `data` changes either of them.
+    requires_grad  False for a constant: what `as_value` made of an array, what was computed from constants only, or
+                   under `no_grad`.
     label          a name, for `draw_graph`.
     shape, dtype, ndim   as NumPy's.
 
@@ -67,15 +71,15 @@ class Value:
     graphs and the keys of dicts.
 
     An operation of your own passes its operands as `_children`, its name as `_op`, and as `_backward` a function that
-    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand. It may not
-    change either array afterwards: other Values may hold it, too.
+    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand. It may
+    write neither to the array that it gets nor, later, to those that it hands on: other Values may hold them, too.
 
     Raises TypeError for data that are no real numbers and for a `_backward` that is no function, ValueError for a
     `_backward` without `_children`.
     """
 
-    __slots__ = (
-        "_data", "_grad", "_shared_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label",
+    __slots__ = (  # a graph of numbers makes many Values, and they take less time and memory without a dict
+        "_data", "_grad", "_new_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label",
         "__weakref__",
     )  # fmt: skip
 
@@ -85,28 +89,28 @@ class Value:
     __contains__ = None  # `x in value` would always be False: iterating makes new Values
 
     def __init__(self, data: Operand, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
-        if type(_children) is not tuple:
-            _children = tuple(_children)
-        if not callable(_backward):
-            if _backward is not None:
-                raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
+        _children = tuple(_children)
+        if _backward is None:  # it may be assigned later, as in micrograd
             _backward = _missing_backward if _children else None
+        elif not callable(_backward):
+            raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
         elif not _children:
             raise ValueError("a _backward needs _children, to which it hands their gradients")
-        requires_grad = not _children  # True for a leaf; for a result, if it is for an operand, outside of no_grad
+        requires_grad = not _children  # a leaf does, and a result if an operand does. (any() would be slower.)
         for child in _children:
             if child.requires_grad:
                 requires_grad = True
-        if _paused and _children and threading.get_ident() in _paused:
+        if _paused and _children and threading.get_ident() in _paused:  # under no_grad
             requires_grad = False
         if type(data) is not float:
             data = _as_data(data)
             if _children and type(data) is np.float64 and all(type(v._data) is float for v in _children):
-                data = float(data)  # NumPy's functions of Python floats give np.float64
+                data = float(data)  # NumPy's functions make np.float64 of Python floats
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = self._shared_grad = None  # None is zero; a result's waits in the second, not copied, until read
+        self._grad = None  # what `grad` gives, once it was read or assigned
+        self._new_grad = None  # until then, what backward_all found; others may hold this array. None is zero
         self._pending = _CLOSED  # in backward_all: None, then the sum of what has come so far
         self._prev = _children  # empty for leaves and constants
         self._op = _op
@@ -120,20 +124,20 @@ class Value:
 
     @data.setter
     def data(self, data: ArrayLike) -> None:
-        data = _as_data(data)
-        if (type(data), np.shape(data), np.result_type(data)) != (type(self._data), self.shape, self.dtype):
-            self._grad = self._shared_grad = None  # the gradient of what data were
-        self._data = data
+        before = type(self._data), self.shape, self.dtype
+        self._data = _as_data(data)
+        if (type(self._data), self.shape, self.dtype) != before:
+            self._grad = self._new_grad = None  # they belong to the data before
 
     @property
     def grad(self) -> np.ndarray | float:
         """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape."""
         if self._grad is None:
-            grad = self._shared_grad
-            if type(self.data) is float:
+            grad, self._new_grad = self._new_grad, None
+            if type(self._data) is float:
                 self._grad = grad or 0.0
             else:
-                self._grad = np.zeros_like(self.data) if grad is None else np.array(grad, self.data.dtype)
+                self._grad = np.zeros_like(self._data) if grad is None else np.array(grad, self.dtype)
         return self._grad
 
     @grad.setter
@@ -143,7 +147,7 @@ class Value:
             grad = np.broadcast_to(grad, self.shape)
         except ValueError:
             raise ValueError(f"grad must have data's shape {self.shape}, got {np.shape(grad)}") from None
-        self._grad = float(grad) if type(self.data) is float else np.array(grad, self.data.dtype)
+        self._grad = float(grad) if type(self._data) is float else np.array(grad, self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,19 +162,21 @@ class Value:
         return len(self.shape)
 
     def __repr__(self) -> str:
-        text = "Value(" + (_array_text(self.data, "Value(") if self.shape else str(self.data))
-        if type(self.data) is not float:
+        text = "Value(" + (
+            np.array2string(self._data, separator=", ", prefix="Value(") if self.ndim else str(self._data)
+        )
+        if type(self._data) is not float:
             text += f", shape={self.shape}, dtype={self.dtype}"
         if self.label:
             text += f", label={self.label!r}"
-        if self._grad is not None or self._shared_grad is not None:
-            text += f", grad={_array_text(self.grad) if self.shape else self.grad}"
+        if self._grad is not None or self._new_grad is not None:
+            text += f", grad={np.array2string(self.grad, separator=', ') if self.ndim else self.grad}"
         return text + ")"
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
     # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
     # operations, and ignores constants; only where a gradient costs matrix products is requires_grad asked first.
-    # _data is data, without the detour through the property, which graphs of numbers would feel.
+    # Graphs of numbers feel every call: so as_value is not called for a Value, and `_data` is read instead of `data`.
 
     def __add__(self, other: Operand) -> Value:
         if type(other) is not Value:
@@ -219,17 +225,19 @@ class Value:
     def __pow__(self, exponent: float) -> Value:
         """Elementwise power. Raises TypeError for an exponent that is no real number: a Value or an array."""
         n = _real("the exponent of **", exponent)
-        x = np.asarray(self._data)  # NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
+        x = np.asarray(self._data)  # for numbers, too, NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
-        def _backward(grad):  # d(x^n) = n x^(n-1) dx; for n = 0 it is 0, also where x^-1 is infinite
-            self.add_grad(grad * (n * x ** (n - 1)) if n else np.zeros_like(x))
+        def _backward(grad):  # d(x^n) = n x^(n-1) dx
+            if n:  # x^0 has no gradient, also where x^-1 is infinite
+                self.add_grad(grad * (n * x ** (n - 1)))
 
         return Value(x**n, (self,), f"**{exponent}", _backward)
 
     def __matmul__(self, other: Operand) -> Value:
-        """Matrix product, with every signature of NumPy's: (m?,n),(n,p?)->(m?,p?), leading axes broadcasting.
+        """Matrix product, as NumPy's: (..., m, n) @ (..., n, p) is (..., m, p), and leading axes broadcast. A
+        vector (n,) is one row on the left, one column on the right, and the result does not have that axis.
 
-        Raises ValueError for a scalar operand, and for shapes that do not fit.
+        Raises ValueError for a number as operand, and for shapes that do not fit.
         """
         if type(other) is not Value:
             other = as_value(other, like=self)
@@ -246,10 +254,10 @@ class Value:
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); add_grad sums the axis of one row away
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); add_grad sums over a row's m = 1
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # a column's p = 1 is no leading axis, to be summed
 
         return Value(out, (self, other), "@", _backward)
 
@@ -265,7 +273,7 @@ class Value:
     def relu(self) -> Value:
         """Elementwise max(x, 0); its derivative at 0 is 0. An infinite gradient is nan where x <= 0 (inf * 0)."""
         x = self._data
-        out = max(x, 0.0) if type(x) is float else np.maximum(x, 0)  # x first: nan stays nan
+        out = max(x, 0.0) if type(x) is float else np.maximum(x, 0)  # max(nan, 0.0) is nan; max(0.0, nan) is not
 
         def _backward(grad):  # dx where x > 0
             self.add_grad(grad * (out > 0))
@@ -304,17 +312,17 @@ class Value:
         return Value(np.sum(self._data, axis=axes, keepdims=keepdims), (self,), "sum", _backward)
 
     def reshape(self, *shape: int) -> Value:
-        """The same elements in another shape, given as integers or as one tuple; one of them may be -1.
+        """The same elements in another shape, given as integers or as one tuple or list; one of them may be -1.
 
         Raises TypeError for sizes that are no integers, ValueError for a shape of another number of elements.
         """
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
-        shape = tuple(_integer("a size in reshape", n, -1) for n in shape)
+        shape = tuple(_integer("a size in reshape", n, minimum=-1) for n in shape)
         before = self.shape
         try:
             out = np.reshape(self._data, shape)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError):  # the second for a size of 65 bits
             raise ValueError(f"cannot reshape {before} to {shape}") from None
 
         def _backward(grad):  # the same elements, back in their places
@@ -323,22 +331,19 @@ class Value:
         return Value(out, (self,), "reshape", _backward)
 
     def transpose(self, *axes: int) -> Value:
-        """The axes in another order, given as integers or as one tuple; without any, in reverse.
+        """The axes in another order, given as integers or as one tuple or list; without any, in reverse.
 
-        Raises TypeError for axes that are no integers, ValueError unless each axis is there once.
+        Raises what NumPy raises: TypeError for axes that are no integers, ValueError unless each axis is there once.
         """
-        if not axes:
-            axes = range(self.ndim)[::-1]
-        elif isinstance(axes[0], (tuple, list)):
-            (axes,) = axes
-        axes = _axes(tuple(axes), self.ndim)
-        if len(axes) != self.ndim:
-            raise ValueError(f"transpose takes each axis of {self.shape} once, got {axes}")
+        x = np.asarray(self._data)
+        out = x.transpose(*axes)
 
-        def _backward(grad):  # back into the old order: argsort inverts a permutation
-            self.add_grad(np.transpose(grad, np.argsort(axes)))
+        def _backward(grad):  # back to where they came from
+            dx = np.empty_like(x)
+            dx.transpose(*axes)[...] = grad
+            self.add_grad(dx)
 
-        return Value(np.transpose(self._data, axes), (self,), "transpose", _backward)
+        return Value(out, (self,), "transpose", _backward)
 
     def __getitem__(self, index) -> Value:
         """What NumPy's indexing picks: integers, slices, None, ..., arrays of integers or booleans.
@@ -356,7 +361,7 @@ class Value:
 
         return Value(out, (self,), "[]", _backward)
 
-    def astype(self, dtype: np.typing.DTypeLike) -> Value:
+    def astype(self, dtype: DTypeLike) -> Value:
         """The same numbers in another floating dtype; self if it is that of data. The gradient comes back in data's.
 
         Raises TypeError for a dtype that a Value does not hold, such as int or float16.
@@ -389,19 +394,20 @@ class Value:
         if not axes:
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
-        size, length = [self.shape[i] for i in kept], math.prod(self.shape[i] for i in axes)
-        rows = self.transpose(*kept, *axes).reshape(math.prod(size), length)  # one for each element of the result
-        if length == 0:
-            raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
+        shape = [self.shape[i] for i in kept]
+        # One row for each element of the result, in which it is to be found.
+        rows = self.transpose(*kept, *axes).reshape(math.prod(shape), math.prod(self.shape[i] for i in axes))
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
-        return largest.reshape([n if i in kept else 1 for i, n in enumerate(self.shape)] if keepdims else size)
+        if keepdims:
+            shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
+        return largest.reshape(shape)
 
     @property
     def T(self) -> Value:
         """transpose() without axes."""
         return self.transpose()
 
-    __radd__ = __add__  # other + self
+    __radd__ = __add__  # other + self is self + other
     __rmul__ = __mul__
 
     def __rsub__(self, other: Operand) -> Value:
@@ -458,15 +464,16 @@ class Value:
         if self._prev:
             raise TypeError(f"only leaves can be copied or pickled, not the result of {self._op!r}: copy its .data")
         state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
-        return None, {**state, "_grad": copy.copy(self._grad)}
+        state["_grad"] = copy.copy(self._grad)  # also in a shallow copy, each Value's gradient is its own array
+        return None, state  # there is no __dict__; what the slots hold
 
     # ---- Backward ---------------------------------------------------------------------------------------------------
 
     def backward_all(self) -> None:
-        """Compute d(self)/d(v) for every Value v that self was computed from.
+        """Compute d(self)/d(v) for every Value v that self was computed from; if self is an array, of its sum.
 
-        The gradients of leaves add up over several calls, until they are set to zero; those of the Values in between
-        start afresh. They are assigned at the end: if anything is raised on the way, no gradient has changed.
+        The gradients of leaves add up over several calls, until they are set to zero; those of results start afresh.
+        They are assigned at the end: if anything is raised on the way, no gradient has changed.
 
         Raises ValueError if no graph was recorded, or if a `_backward` is missing or computes a gradient that does not
         fit.
@@ -475,56 +482,52 @@ class Value:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
         grads = []
-        with _collecting(order):
-            self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)
+        with _open_to_add_grad(order):
+            self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)  # d(self)/d(self)
             for node in order:
-                grad, node._pending = node._pending, _CLOSED  # complete: add_grad refuses to change it
-                if grad is not None and node._prev:
+                grad, node._pending = node._pending, _CLOSED  # complete; None is zero
+                if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
-        totals = [grad if node._prev else node._plus(grad) for node, grad in zip(order, grads)]  # may raise
+        # All sums before the first is assigned, as one may raise (an overflow, with np.errstate).
+        totals = [grad if node._prev else node._plus_grad(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
-            if node._prev:
-                node._grad, node._shared_grad = None, total
-            else:
-                node._grad = total
+            node._grad, node._new_grad = None, total
 
     backward = backward_all  # micrograd's and PyTorch's name
 
-    def _plus(self, grad):
-        """A leaf's gradient and what a pass has added to it: its own array."""
-        if grad is None:
-            return self._grad
-        total = grad if self._grad is None else self._grad + grad
-        return total if type(self._data) is float else np.array(total, self._data.dtype)
+    def _plus_grad(self, grad):
+        """The sum of the gradient that this leaf has and grad, of which either may be None for zero."""
+        before = self._new_grad if self._grad is None else self._grad
+        return grad if before is None else before if grad is None else before + grad
 
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
 
         grad has data's shape, or one that data broadcast to. Raises ValueError for another shape, and where grad would
-        be lost: outside of a pass, and for a Value that is no operand in this graph or had its turn already.
+        be lost: outside of `backward_all`, and for a Value that is no operand in this graph or had its turn already.
         """
         if not self.requires_grad:
             return
-        if type(grad) is not float or type(self._data) is not float:
-            grad = unbroadcast(np.asarray(grad), self.shape)
-            grad = float(grad) if type(self._data) is float else grad.astype(self._data.dtype, copy=False)
+        if type(self._data) is not float:
+            grad = unbroadcast(np.asarray(grad), self._data.shape).astype(self._data.dtype, copy=False)
+        elif type(grad) is not float:
+            grad = float(unbroadcast(np.asarray(grad), ()))
         if self._pending is None:
             self._pending = grad
         elif self._pending is _CLOSED:
             raise ValueError("add_grad takes gradients of a result's _children only, during backward_all")
-        else:  # not +=: the array may be another Value's gradient as well
+        else:  # not +=: others may hold the array
             self._pending = self._pending + grad
 
 
-# _pending when add_grad must refuse: outside of a pass, and once the Value had its turn. False, because a copy of an
-# object() would be another one.
-_CLOSED = False
+_CLOSED = False  # _pending where add_grad must refuse. Not an object(), of which a copied Value would hold another one
 
 
 @contextlib.contextmanager
-def _collecting(order):
-    """Inside, add_grad adds up in _pending. If a _backward called backward_all, the outer pass gets its own back."""
+def _open_to_add_grad(order):
+    """Inside, these Values collect in _pending. Afterwards it is as before, also if something was raised: _CLOSED, or,
+    if a _backward called backward_all, what the outer call had collected."""
     before = [node._pending for node in order]
     try:
         for node in order:
@@ -545,14 +548,15 @@ def _missing_backward(grad):
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become floats; of which kind, NumPy's rules for them and the dtype of `like` decide.
-    Raises TypeError as Value does, with this name for x.
+    Integer and boolean arrays become float64; beside a Value, `like`, what NumPy makes of the two dtypes (int8 beside
+    float32 is float32). Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
         return x
+    data = _as_data(x, name)
     if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
-        x = np.asarray(_as_data(x, name), np.result_type(x.dtype, like.dtype))
-    constant = Value(x if type(x) is float else _as_data(x, name))
+        data = data.astype(np.result_type(x.dtype, like.dtype))
+    constant = Value(data)
     constant.requires_grad = False
     return constant
 
@@ -564,22 +568,18 @@ def _as_data(data, name="data"):
     if isinstance(data, Value):
         raise TypeError(f"{name} must be a number or an array, got a Value")
     array = data if type(data) is np.ndarray or isinstance(data, np.floating) else np.asarray(data)
-    if array.dtype.kind not in "biuf" or isinstance(data, np.ma.MaskedArray):
+    if array.dtype.kind not in "biuf" or isinstance(data, np.ma.MaskedArray):  # asarray has dropped the mask
         raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
     if array.dtype.kind == "f":
         return array if array.dtype.itemsize > 2 else array.astype(np.float32)
-    return array.astype(np.float64)
-
-
-def _array_text(data, prefix="", **options):
-    return np.array2string(data, separator=", ", prefix=prefix, **options)
+    return array.astype(np.float64)  # booleans, integers and unsigned integers
 
 
 # ---- Graph ----------------------------------------------------------------------------------------------------------
 
 
 def topological_order(root: Value) -> list[Value]:
-    """All Values that root was computed from, and root: each one after its operands.
+    """All Values that root was computed from, constants too, and root: each one after its operands.
 
     Why an order at all? In a = 1; b = a + a; c = b + b the gradient of b is complete only when both of its uses in c
     have been added up. Going from c to b and on to a for each use by itself would visit a four times, and a chain of n
@@ -592,7 +592,7 @@ def topological_order(root: Value) -> list[Value]:
     order, visited, to_visit = [], set(), [root]
     while to_visit:
         node = to_visit.pop()
-        if node is None:  # then all operands of the Value below it are in order
+        if node is None:  # all operands of the next one are in order: its turn
             order.append(to_visit.pop())
         elif node not in visited:
             visited.add(node)
@@ -618,18 +618,19 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-_paused: set[int] = set()  # the threads that are inside no_grad
+_paused: set[int] = set()  # the threads inside no_grad: mostly none, and to see that takes a Value no time
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
     """Inside `with no_grad():` this thread records no graph: results are constants, and keep no operand alive."""
-    thread, inside = threading.get_ident(), threading.get_ident() in _paused
+    thread = threading.get_ident()
+    nested = thread in _paused  # then the outer one ends the pause
     _paused.add(thread)
     try:
         yield
     finally:
-        if not inside:
+        if not nested:
             _paused.discard(thread)
 
 
@@ -643,7 +644,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     """
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"stack takes a list or tuple of Values, got {type(values).__name__}")
-    values = tuple(as_value(v, "values") for v in values)
+    values = tuple(as_value(v, name="values") for v in values)
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
@@ -658,6 +659,9 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(out, values, "stack", _backward)
 
 
+# conv2d and its helpers: the picture in conv2d's docstring comes first, and the helpers are easy then.
+
+
 def _output_size(name, shape, kernel, stride, padding):
     """How often the kernel fits into each axis of the padded image."""
     sizes = [(n + 2 * padding - k) // stride + 1 for n, k in zip(shape[2:], kernel)]
@@ -666,28 +670,81 @@ def _output_size(name, shape, kernel, stride, padding):
     return sizes
 
 
-def _windows(rows, k, stride=1):
-    """h image rows of m lines each, (h, m, n), to (h', k * m, n): matrix y has the lines of rows y * stride ...
-    y * stride + k - 1, one below the other. In contiguous memory they lie so already: this is a view, not a copy."""
-    h, m, n = rows.shape
+def _row_copies(image, kw, ow, s):
+    """(h, C, W, N) to (h, kw, C, ow, N): copy j of a row is what kernel column j sees of it, pixels j, j + s, ..."""
+    h, C, _, N = image.shape
+    copies = np.empty((h, kw, C, ow, N), image.dtype)
+    for j in range(kw):
+        copies[:, j] = image[:, :, j : j + s * ow : s]
+    return copies
+
+
+def _add_row_copies(copies, W, s):
+    """The way back, for gradients: an image (h, C, W, N) in which each pixel is the sum of its copies."""
+    h, kw, C, ow, N = copies.shape
+    image = np.zeros((h, C, W, N), copies.dtype)
+    # This is image[:, :, j : j + s * ow : s] += copies[:, j] for each j. But NumPy adds slowly to every s-th pixel: the
+    # pixels first, first + s, ... are added up side by side, and then put in their places.
+    for first in range(min(s, kw)):
+        pixels = np.zeros((h, C, len(range(first, W, s)), N), copies.dtype)
+        for shift, j in enumerate(range(first, kw, s)):
+            pixels[:, :, shift : shift + ow] += copies[:, j]
+        image[:, :, first::s] = pixels
+    return image
+
+
+def _windows(rows, k, s=1):
+    """The windows that a kernel of k rows sees as it moves down by s rows: rows (h, lines, n) to (h', k * lines, n).
+
+    Window Y is rows[Y * s : Y * s + k], the lines of each row below those of the one before. In contiguous memory they
+    lie so already, so that overlapping windows are a view: nothing is copied.
+    """
+    h, lines, n = rows.shape
     row, line, number = rows.strides
-    return np.ndarray(((h - k) // stride + 1, k * m, n), rows.dtype, buffer=rows, strides=(stride * row, line, number))
+    return np.ndarray(((h - k) // s + 1, k * lines, n), rows.dtype, buffer=rows, strides=(s * row, line, number))
 
 
-def _column_parts(n, per_column):
-    """n columns in slices that take at most 10**6 multiplications each, which BLAS does fastest; in one slice if they
-    would be shorter than 1000."""
-    longest = 10**6 // per_column
+def _column_parts(n, products_per_column):
+    """Slices of n columns in which a matrix product has at most 10**6 multiplications, which is the size that BLAS does
+    fastest. One slice, if these would have less than 1000 columns."""
+    longest = 10**6 // products_per_column
     parts = math.ceil(n / longest) if longest >= 1000 and n else 1
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
-def _products(kernel, windows):
-    """kernel (O, K) @ windows (h, K, n) = (h, O, n)."""
-    out = np.empty((len(windows), len(kernel), windows.shape[2]), windows.dtype)
+def _products(kernel, windows, out):
+    """kernel (O, K) @ windows (h, K, n), into out (h, O, n)."""
     for part in _column_parts(windows.shape[2], kernel.size):
         np.matmul(kernel, windows[:, :, part], out=out[:, :, part])
-    return out
+
+
+def _copies_gradient(grad, kernel, h, s):
+    """The gradient of the row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n).
+
+    Let K_i (O, kw * C) be kernel row i. Row Y of the result is the sum over i of K_i @ copies[Y * s + i]. So copies[r]
+    gets K_i.T @ grad[Y] for each i and Y with Y * s + i = r. For a kernel of 2 rows, a result of 2, and s = 1:
+
+                                                                                 0
+        copies[0] gets                   K_0.T @ grad[0]     [K_1.T K_0.T] @     grad[0]
+        copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]    on two rows of      grad[1]
+        copies[2] gets  K_1.T @ grad[1]                                          0
+
+    A kernel slides down over rows again: it is a convolution, of grad with kh - 1 rows of zeros above and below, the
+    kernel's rows in reverse order. (Not its columns: that is done by adding each copy to where it came from.)
+
+    With a stride, copies[a], copies[a + s], ... were seen by kernel rows a, a + s, ... only. For each a < s, these are
+    one such convolution with s = 1. Copies that no kernel row saw get 0.
+    """
+    (oh, O, n), (_, C, kh, kw) = grad.shape, kernel.shape
+    dcopies = np.zeros((h, kw * C, n), grad.dtype)
+    for a in range(min(s, kh)):
+        reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
+        k = reverse.shape[2]
+        rows = np.zeros((k - 1 + oh + k - 1, O, n), grad.dtype)
+        rows[k - 1 : k - 1 + oh] = grad
+        windows = _windows(rows, k)  # (oh + k - 1, k * O, n)
+        _products(reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O), windows, dcopies[a::s][: len(windows)])
+    return dcopies
 
 
 def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, padding: int = 0) -> Value:
@@ -704,21 +761,23 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     With all copies one below the other, what the kernel sees for one row of the result are kh * kw consecutive lines,
     and one product gives that row. For an image of 3 x 3 pixels and the kernel a b / c d:
 
-        1 2 3     row 0, seen by column 0:  1 2                   1 2                         4 5
-        4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = row 0     [a b c d]  5 6  = row 1
-        7 8 9     row 1, seen by column 0:  4 5                   4 5    of out               7 8    of out
-                         seen by column 1:  5 6                   5 6                         8 9
+        1 2 3     row 0, seen by column 0:  1 2                   1 2                          4 5
+        4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = out[0]     [a b c d]  5 6  = out[1]
+        7 8 9     row 1, seen by column 0:  4 5                   4 5                          7 8
+                         seen by column 1:  5 6                   5 6                          8 9
                   row 2, seen by column 0:  7 8
                          seen by column 1:  8 9
 
-    With C channels, each of these lines is C lines; with N images, each number is N numbers. So line
-    (i * kw + j) * C + c of the matrix that the kernel is multiplied with is what kernel cell (i, j) sees of channel c.
-    With a stride, every stride-th column only is copied, and every stride-th product only computed.
+    With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So in the matrix
+    for row Y of the result, row (i * kw + j) * C + c is what kernel cell (i, j) sees of channel c, and column X * N + n
+    is for pixel X of image n: there stands padded[n, c, Y * stride + i, X * stride + j]. With a stride, only every
+    stride-th column is copied, and only every stride-th matrix multiplied.
 
     The zeros of the padding, and those around the result in the backward pass, are multiplied, too: an infinite weight
     makes them nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the padded image.
     """
-    x, w, b = as_value(x, "x"), as_value(w, "w"), None if b is None else as_value(b, "b")
+    x, w = as_value(x, "x"), as_value(w, "w")
+    b = None if b is None else as_value(b, "b")
     if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
         raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw) not empty, got shapes {x.shape} and {w.shape}")
     if b is not None and b.shape != w.shape[:1]:
@@ -727,73 +786,43 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     children = (x, w) if b is None else (x, w, b)
-    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # x gets it in `padded`
 
-    # Inside, axes are (row, channel, column, image). With x in another order in memory the results are the same, only
-    # slower: here the numbers of N images lie side by side, and the result of one layer is what the next one needs.
-    padded_shape = (H + 2 * p, C, W + 2 * p, N)
-    padded = np.zeros(padded_shape, kernel.dtype)
+    # Inside, axes are (row, channel, column, image), in memory, too: the numbers of N images lie side by side. The
+    # result is a view of this, so that the next layer finds it in this order. Only speed depends on that: with an x in
+    # another order in memory all numbers are the same.
+    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
-    copies = np.empty((H + 2 * p, kw, C, ow, N), kernel.dtype)
-    for j in range(kw):
-        copies[:, j] = padded[:, :, j : j + s * ow : s]
     # Kept for the backward pass: kw times the image, but to copy it again would take longer than the product.
+    copies = _row_copies(padded, kw, ow, s)
     seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
-    out = _products(kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C), seen)  # (oh, O, ow * N)
+    out = np.empty((oh, O, ow * N), kernel.dtype)
+    _products(kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C), seen, out)
     if b is not None:
         out += b.data[:, None]
 
-    def _backward(grad):  # as for @, summed over the rows of out = K @ seen + b: K^T gets seen grad^T
+    def _backward(grad):  # out[Y] = K @ seen[Y] + b: as for @, seen[Y] gets K^T grad[Y], K the sum of grad[Y] seen[Y]^T
         grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0)).reshape(oh, O, ow * N)
         if b is not None and b.requires_grad:
             b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))  # grad.sum((0, 2)) in half the time
         if w.requires_grad:
-            parts = _column_parts(ow * N, kernel.size)
-            dw = sum((seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0) for part in parts)
-            w.add_grad(dw.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))  # from (kh * kw * C, O)
+            dK = np.zeros((kh * kw * C, O), grad.dtype)  # transposed, because BLAS is faster so
+            for part in _column_parts(ow * N, kernel.size):
+                dK += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
+            w.add_grad(dK.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
         if x.requires_grad:
-            dx = _image_gradient(grad, kernel, padded_shape, ow, s)[p : p + H, :, p : p + W]
-            x.add_grad(dx.transpose(3, 1, 0, 2))
+            dcopies = _copies_gradient(grad, kernel, H + 2 * p, s).reshape(copies.shape)
+            dpadded = _add_row_copies(dcopies, W + 2 * p, s)
+            x.add_grad(dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2))
 
     return Value(out.reshape(oh, O, ow, N).transpose(3, 1, 0, 2), children, "conv2d", _backward)
-
-
-def _image_gradient(grad, kernel, shape, ow, s):
-    """The gradient of conv2d's padded image, of this shape (H, C, W, N), from that of its result (oh, O, ow * N).
-
-    It goes the way of the forward pass backwards: to the copies of the image's rows, and from each copy to its pixels.
-
-    With s = 1, row Y of the result is the sum over i of K_i @ copies[Y + i], where K_i (O, kw * C) is kernel row i. So
-    the gradient of copies[r] is the sum over i of K_i.T @ grad[r - i], with grad 0 above and below the result. It has
-    r - i for Y + i: with the kernel's rows turned round, this is conv2d's sum, and done in the same way.
-
-    With a stride, kernel rows a, a + s, a + 2 s, ... see image rows a, a + s, a + 2 s, ..., and no other kernel row
-    sees these: it is one such convolution for each a < s. In a row, the gradient of each copy is added to the columns
-    that it was copied from.
-    """
-    (oh, O, _), (_, C, W, N), (kh, kw) = grad.shape, shape, kernel.shape[2:]
-    dpadded = np.zeros(shape, grad.dtype)
-    for a in range(min(s, kh)):
-        turned = kernel[:, :, a::s][:, :, ::-1]  # (O, C, m, kw)
-        m = turned.shape[2]
-        height = oh + m - 1  # of the image rows a, a + s, ...; further ones are in no window
-        rows = np.zeros((height + m - 1, O, ow * N), grad.dtype)
-        rows[m - 1 : m - 1 + oh] = grad
-        dcopies = _products(turned.transpose(3, 1, 2, 0).reshape(kw * C, m * O), _windows(rows, m))
-        dcopies = dcopies.reshape(height, kw, C, ow, N)
-        for first in range(min(s, kw)):  # the columns first, first + s, ... together: NumPy adds slowly to every s-th
-            dcolumns = np.zeros((height, C, len(range(first, W, s)), N), grad.dtype)
-            for shift, j in enumerate(range(first, kw, s)):  # copy j was taken from number `shift` on
-                dcolumns[:, :, shift : shift + ow] += dcopies[:, j]
-            dpadded[a::s, :, first::s][:height] = dcolumns
-    return dpadded
 
 
 def max_pooling(x: Operand, stride: int) -> Value:
     """The largest element of each stride x stride window: x (N, C, H, W) to (N, C, H // stride, W // stride).
 
     Rows and columns that do not fill a window are dropped. Of equal elements the first one in row-major order gets the
-    gradient, so that its sum is kept (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the
+    gradient, whose sum is kept so (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the
     gradient. An infinite gradient makes nan of the others (inf * 0).
 
     Raises ValueError unless x has four axes and is at least one window large.
@@ -808,9 +837,10 @@ def max_pooling(x: Operand, stride: int) -> Value:
     out = functools.reduce(np.maximum, [rows[:, :, j : ow * s : s] for j in range(s)])  # (oh, C, ow, N)
 
     def _backward(grad):
-        rest = np.array(grad.transpose(2, 1, 3, 0), order="C")  # what no cell has taken yet
+        rest = np.array(grad.transpose(2, 1, 3, 0), order="C")  # a copy: what no cell has taken yet
         dimage = np.empty_like(image)
-        dimage[oh * s :] = dimage[:, :, ow * s :] = 0  # what fills no window
+        dimage[oh * s :] = 0  # what fills no window
+        dimage[:, :, ow * s :] = 0
         *cells, last = [np.s_[i : oh * s : s, :, j : ow * s : s] for i in range(s) for j in range(s)]
         for cell in cells:
             taken = rest * (image[cell] == out)
@@ -851,7 +881,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
         dx[picked] -= 1
         x.add_grad(dx * (grad / n))
 
-    return Value((0 - log_softmax[picked].sum()) / n, (x,), "cross_entropy", _backward)  # 0 -, not -: no -0.0
+    return Value(0 - log_softmax[picked].mean(), (x,), "cross_entropy", _backward)  # 0 -, not -: no -0.0
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
@@ -870,8 +900,8 @@ class Layer:
                 return x * self.gain.astype(x.dtype)
 
     The engine's layers draw float64 parameters uniformly from +-1/sqrt(fan_in) with np.random, so that np.random.seed
-    reproduces them (fan_in, the number of inputs of one output: LeCun et al., "Efficient BackProp", 1998). They compute
-    in the floating dtype of their input; the parameters and their gradients keep their own.
+    reproduces them; fan_in is the number of inputs of one output (LeCun et al., "Efficient BackProp", 1998). They
+    compute in the floating dtype of their input; the parameters and their gradients keep their own.
     """
 
     def __call__(self, x: Operand) -> Value:
@@ -884,8 +914,8 @@ class Layer:
         """The Values to train by their names, in the order of assignment: "weight", "conv1.bias", "layers.0.weight".
 
         They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
-        is there twice counts once. Those with requires_grad False are left out (but saved), as are results of
-        operations. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
+        is there twice counts once. A leaf whose requires_grad was set to False is not in here, but is saved and loaded;
+        results of operations are neither. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
         """
         return {name: leaf for name, leaf in self._leaves().items() if leaf.requires_grad}
 
@@ -899,7 +929,7 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                elif not part._prev and (part.requires_grad or not part._op):  # else it is a result
+                elif not part._prev and (part.requires_grad or not part._op):  # constant results have no _prev either
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
@@ -913,8 +943,8 @@ class Layer:
 
     @reprlib.recursive_repr("...")
     def __repr__(self) -> str:
-        members = [f"{name}: {m if isinstance(m, Layer) else m.shape}" for name, m in _members(self)]
-        lines = "".join(f"\n{member}" for member in members).replace("\n", "\n  ")
+        members = [f"{name}: {part if isinstance(part, Layer) else part.shape}" for name, part in _members(self)]
+        lines = "".join("\n" + member for member in members).replace("\n", "\n  ")  # those of a layer's members, too
         return f"{type(self).__name__}({lines}\n)" if members else f"{type(self).__name__}()"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -929,7 +959,7 @@ class Layer:
             raise ValueError(f"cannot save weights to {path}: {', '.join(wrong)}")
         _write_arrays(path, weights)
 
-    @np.errstate(over="ignore")  # float64 weights beyond float32 are not finite, and refused
+    @np.errstate(over="ignore")  # float64 beyond the range of a float32 parameter becomes inf, and is refused below
     def load(self: LayerType, path: str | os.PathLike[str]) -> LayerType:
         """Take the parameters from a file that `save` wrote, keep the dtype of each, and return self.
 
@@ -956,8 +986,8 @@ LayerType = TypeVar("LayerType", bound=Layer)
 
 def _members(thing, path=""):
     """The Values and layers in a layer, list, tuple or dict, and in lists, tuples and dicts in it, with their paths."""
-    parts = vars(thing) if isinstance(thing, Layer) else thing if isinstance(thing, dict) else dict(enumerate(thing))
-    for key, part in parts.items():
+    parts = vars(thing) if isinstance(thing, Layer) else thing
+    for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
         name = f"{path}.{key}" if path else str(key)
         if isinstance(part, (Value, Layer)):
             yield name, part
@@ -965,7 +995,7 @@ def _members(thing, path=""):
             yield from _members(part, name)
 
 
-def _uniform(fan_in, shape):  # asarray, because for the shape () NumPy gives a float
+def _uniform(fan_in, shape):  # asarray: for the shape (), too, an array, which keeps a dtype
     return Value(np.asarray(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape)))
 
 
@@ -1036,7 +1066,7 @@ class MLP(Layer):
         for layer in hidden:
             x = layer(x).tanh()
         out = last(x)
-        return out.reshape(-1, out.shape[-1])
+        return out.reshape(-1, out.shape[-1])  # one sample becomes a batch of one
 
 
 class Conv2dLayer(Layer):
@@ -1094,7 +1124,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for p in self.parameters:
-            p._grad = None
+            p._grad = p._new_grad = None
 
     def update(self, lr: float) -> None:
         """Take one step of gradient descent with the learning rate lr. Arrays that were handed in are not written to.
@@ -1106,7 +1136,7 @@ class Optimizer:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them, before the first one changes
         for p, data in zip(self.parameters, updated):
-            p._data = data
+            p._data = data  # not .data: the gradient stays until zero_grad
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1116,13 +1146,13 @@ def draw_graph(value: Value) -> str:
     """The graph that computed value, as Graphviz DOT text: `dot -Tsvg` makes it a picture.
 
     Each Value is a box with its label, operation, shape, and, up to nine elements, its data and gradient; arrows lead
-    from operands to results. The same graph gives the same text.
+    from operands to results.
 
     Raises TypeError for anything but a Value, and for a label that is no str.
     """
 
     def short(data):
-        return _array_text(data, precision=4) if np.ndim(data) else f"{data:.4g}"
+        return np.array2string(data, precision=4, separator=", ") if np.ndim(data) else f"{data:.4g}"
 
     order = topological_order(value)
     name = {node: f"n{i}" for i, node in enumerate(order)}
@@ -1155,7 +1185,7 @@ def _escaped(text):
 def _write_arrays(path, arrays):
     """Write named arrays to an npz file: to a new file beside it, which then takes its place. Links are followed."""
     target = Path(os.path.realpath(path))
-    new = target.with_name(f".{uuid.uuid4().hex}.tmp")  # no thread has the same, and it is never too long
+    new = target.with_name(f".{uuid.uuid4().hex}.tmp")  # a name that no other thread has, and that is never too long
     try:
         if target.exists() and not target.is_file():  # a folder, or a device, which the new file would replace
             raise OSError("it is not a regular file")
@@ -1166,7 +1196,6 @@ def _write_arrays(path, arrays):
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                         np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-            file.flush()
             os.fsync(file.fileno())
         os.replace(new, target)
     except OSError as error:
@@ -1179,16 +1208,15 @@ def _write_arrays(path, arrays):
 def _read_arrays(path):
     """The named arrays in an npz file."""
     try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ValueError(f"cannot load weights from {path}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
-        raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
+    except OSError as error:
+        reason = error.strerror
+    except Exception:  # zipfile, zlib and NumPy raise a dozen different ones
+        reason = "it is damaged, or no npz file"
+    raise ValueError(f"cannot load weights from {path}: {reason}")
 
 
 # ---- Checks ---------------------------------------------------------------------------------------------------------
@@ -1215,7 +1243,7 @@ def _real(name, value):
 
 
 def _axes(axis, ndim):
-    """axis, an integer, a tuple of them or None for all, as a tuple of integers from 0 to ndim - 1 (-1 as ndim - 1)."""
+    """axis (an integer, a tuple of integers, or None for all of them) as a tuple of integers from 0 to ndim - 1."""
     if axis is None:
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
@@ -1228,5 +1256,6 @@ def _axes(axis, ndim):
 # glibc's malloc returns large arrays to the operating system, and a step takes twice as long to fetch them again, page
 # by page: let it keep up to 256 MiB, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
 with contextlib.suppress(AttributeError, OSError, TypeError):
-    ctypes.CDLL(None).mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-    ctypes.CDLL(None).mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
