@@ -6,8 +6,8 @@ of the result into the gradients of the operands, and return a new Value. `backw
 last Value to the first, which is the chain rule.
 
 A closure gets the gradient of its result as an argument. If it held the result instead, to read the gradient there, the
-two would hold each other, and the arrays of a training step would stay until the garbage collector runs. Of its
-operands it holds the arrays of the forward pass: assigning others later does not change the gradients.
+two would hold each other, and the arrays of a training step would stay until the garbage collector runs. It holds its
+operands' arrays of the forward pass, so that assigning others later does not change the gradients.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
                  sequences, backward
@@ -46,24 +46,25 @@ __all__ = ["Value", "Operand", "as_value", "topological_order", "unbroadcast", "
 __all__ += ["max_pooling", "cross_entropy", "Layer", "Neuron", "LinearLayer", "MLP", "Conv2dLayer", "Optimizer"]
 __all__ += ["draw_graph"]
 
-Operand = Union["Value", ArrayLike]  # wherever a Value can be given: numbers and arrays are constants
+Operand = Union["Value", ArrayLike]  # what an operation takes: numbers and arrays are constants
 
 
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    A leaf is made by you, a result by an operation; a constant is either of them when it needs no gradient.
+    A leaf is made by you, a result by an operation. Either of them is a constant if it needs no gradient.
 
     data           a Python float, or a floating NumPy array or scalar. Integers and booleans become float64 (numbers:
                    Python floats), float16 becomes float32; float32 and float64 stay, and where two meet, NumPy's
                    rules decide.
                    A Python float stays one: scalar graphs would take four times as long with arrays of one element.
-                   An array is not copied: changing its elements, or those of a result, between the forward and the
-                   backward pass makes gradients wrong. Assigning another array of that shape to `data` does not.
-    grad           d(root)/d(this Value), where root is what `backward_all` was called on (its sum, if it is an array).
-                   It has the shape and dtype of `data`. It is zero before, and once `data` changes either of them.
+                   A floating array is not copied: changing elements of it, or of a result, between the forward and the
+                   backward pass can make gradients wrong. Assigning another array of the same shape to `data` cannot.
+    grad           d(root)/d(this Value), where root is what `backward_all` was called on (its sum, if it is an array),
+                   of the type, shape and dtype of `data`. Leaves add up over several calls. It is zero before the
+                   first, and again when data of another type, shape or dtype are assigned.
     requires_grad  False for a constant: what `as_value` made of an array, what was computed from constants only, or
-                   under `no_grad`.
+                   under `no_grad`. Set it to False to freeze a leaf.
     label          a name, for `draw_graph`.
     shape, dtype, ndim   as NumPy's.
 
@@ -71,8 +72,8 @@ class Value:
     graphs and the keys of dicts.
 
     An operation of your own passes its operands as `_children`, its name as `_op`, and as `_backward` a function that
-    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand. It may
-    write neither to the array that it gets nor, later, to those that it hands on: other Values may hold them, too.
+    is called with the gradient of the result and calls `operand.add_grad` with the gradient of each operand. It must
+    not write to the array that it gets, nor later to those that it handed on: other Values may hold them, too.
 
     Raises TypeError for data that are no real numbers and for a `_backward` that is no function, ValueError for a
     `_backward` without `_children`.
@@ -96,7 +97,7 @@ class Value:
             raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
         elif not _children:
             raise ValueError("a _backward needs _children, to which it hands their gradients")
-        requires_grad = not _children  # a leaf does, and a result if an operand does. (any() would be slower.)
+        requires_grad = not _children  # True for a leaf, and for a result if it is for an operand (any() is slower)
         for child in _children:
             if child.requires_grad:
                 requires_grad = True
@@ -109,9 +110,9 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = None  # what `grad` gives, once it was read or assigned
-        self._new_grad = None  # until then, what backward_all found; others may hold this array. None is zero
-        self._pending = _CLOSED  # in backward_all: None, then the sum of what has come so far
+        self._new_grad = None  # what backward_all found, or None for zero. Others may hold this array, so that
+        self._grad = None  # `grad` copies it here when it is first read
+        self._pending = _CLOSED  # during backward_all: the sum of what has come so far, or None for zero
         self._prev = _children  # empty for leaves and constants
         self._op = _op
         self._backward = _backward
@@ -135,7 +136,7 @@ class Value:
         if self._grad is None:
             grad, self._new_grad = self._new_grad, None
             if type(self._data) is float:
-                self._grad = grad or 0.0
+                self._grad = 0.0 if grad is None else grad
             else:
                 self._grad = np.zeros_like(self._data) if grad is None else np.array(grad, self.dtype)
         return self._grad
@@ -175,7 +176,7 @@ class Value:
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
     # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
-    # operations, and ignores constants; only where a gradient costs matrix products is requires_grad asked first.
+    # operations, and ignores constants; only matrix products ask requires_grad first, to save the work.
     # Graphs of numbers feel every call: so as_value is not called for a Value, and `_data` is read instead of `data`.
 
     def __add__(self, other: Operand) -> Value:
@@ -228,7 +229,7 @@ class Value:
         x = np.asarray(self._data)  # for numbers, too, NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
         def _backward(grad):  # d(x^n) = n x^(n-1) dx
-            if n:  # x^0 has no gradient, also where x^-1 is infinite
+            if n:  # else it is 0, also where x^-1 is infinite
                 self.add_grad(grad * (n * x ** (n - 1)))
 
         return Value(x**n, (self,), f"**{exponent}", _backward)
@@ -257,7 +258,7 @@ class Value:
                 self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); add_grad sums over a row's m = 1
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # a column's p = 1 is no leading axis, to be summed
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # without p = 1: add_grad sums leading axes only
 
         return Value(out, (self, other), "@", _backward)
 
@@ -294,14 +295,14 @@ class Value:
         shifted = self._data + _real("eps", eps)
 
         def _backward(grad):  # d log(x + eps) = dx / (x + eps)
-            self.add_grad(np.true_divide(grad, shifted))
+            self.add_grad(np.true_divide(grad, shifted))  # as in /
 
         return Value(np.log(shifted), (self,), "log", _backward)
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The sum over all elements, or over the given axes, which keepdims leaves in place with length 1.
 
-        Raises TypeError for axes that are no integers, ValueError for an axis that data do not have.
+        Raises TypeError for an axis that is no integer or a keepdims that is no boolean, ValueError for a wrong axis.
         """
         shape, keepdims = self.shape, _boolean("keepdims", keepdims)
         axes = _axes(axis, len(shape))
@@ -340,7 +341,7 @@ class Value:
 
         def _backward(grad):  # back to where they came from
             dx = np.empty_like(x)
-            dx.transpose(*axes)[...] = grad
+            dx.transpose(*axes)[...] = grad  # through the same view of it that out is of x
             self.add_grad(dx)
 
         return Value(out, (self,), "transpose", _backward)
@@ -394,13 +395,13 @@ class Value:
         if not axes:
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
-        shape = [self.shape[i] for i in kept]
-        # One row for each element of the result, in which it is to be found.
-        rows = self.transpose(*kept, *axes).reshape(math.prod(shape), math.prod(self.shape[i] for i in axes))
+        kept_shape = [self.shape[i] for i in kept]
+        # For each element of the result one row: the elements that it is the largest of.
+        rows = self.transpose(*kept, *axes).reshape(math.prod(kept_shape), math.prod(self.shape[i] for i in axes))
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
         if keepdims:
-            shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
-        return largest.reshape(shape)
+            kept_shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
+        return largest.reshape(kept_shape)
 
     @property
     def T(self) -> Value:
@@ -425,7 +426,7 @@ class Value:
     # ---- Where Python expects a number or a sequence ----------------------------------------------------------------
 
     def item(self) -> float:
-        """The only element, as a Python float; also float(value) and f"{value:.4f}". Raises TypeError for several."""
+        """The only element, as a Python float; also float(v) and f"{v:.4f}". Raises TypeError unless it is one."""
         if np.size(self.data) != 1:
             raise TypeError(f"a Value of shape {self.shape} is not one number: use .data")
         return float(np.ravel(self.data)[0])
@@ -462,10 +463,10 @@ class Value:
     def __getstate__(self):
         """For copy and pickle. The closures of a copied graph would hand its gradients to the original's leaves."""
         if self._prev:
-            raise TypeError(f"only leaves can be copied or pickled, not the result of {self._op!r}: copy its .data")
+            raise TypeError(f"the result of {self._op!r} cannot be copied or pickled with its graph: copy its .data")
         state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
         state["_grad"] = copy.copy(self._grad)  # also in a shallow copy, each Value's gradient is its own array
-        return None, state  # there is no __dict__; what the slots hold
+        return None, state  # the state of __dict__, which there is not, and of the slots
 
     # ---- Backward ---------------------------------------------------------------------------------------------------
 
@@ -485,11 +486,12 @@ class Value:
         with _open_to_add_grad(order):
             self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)  # d(self)/d(self)
             for node in order:
-                grad, node._pending = node._pending, _CLOSED  # complete; None is zero
+                grad = node._pending  # complete, or None for zero
+                node._pending = _CLOSED
                 if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
-        # All sums before the first is assigned, as one may raise (an overflow, with np.errstate).
+        # All sums before the first is assigned: under np.errstate(over="raise"), a sum may raise.
         totals = [grad if node._prev else node._plus_grad(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
             node._grad, node._new_grad = None, total
@@ -497,15 +499,17 @@ class Value:
     backward = backward_all  # micrograd's and PyTorch's name
 
     def _plus_grad(self, grad):
-        """The sum of the gradient that this leaf has and grad, of which either may be None for zero."""
+        """The sum of the gradient that this leaf has and grad. Each may be None for zero."""
         before = self._new_grad if self._grad is None else self._grad
-        return grad if before is None else before if grad is None else before + grad
+        if before is None or grad is None:
+            return before if grad is None else grad
+        return before + grad
 
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
 
-        grad has data's shape, or one that data broadcast to. Raises ValueError for another shape, and where grad would
-        be lost: outside of `backward_all`, and for a Value that is no operand in this graph or had its turn already.
+        grad has data's shape, or one that data was broadcast to. Raises ValueError for another shape, and where grad
+        would be lost: outside of `backward_all`, or for a Value that is no operand in this graph or had its turn.
         """
         if not self.requires_grad:
             return
@@ -521,7 +525,7 @@ class Value:
             self._pending = self._pending + grad
 
 
-_CLOSED = False  # _pending where add_grad must refuse. Not an object(), of which a copied Value would hold another one
+_CLOSED = False  # _pending where add_grad must refuse. (To copy a Value would also copy an object().)
 
 
 @contextlib.contextmanager
@@ -548,12 +552,12 @@ def _missing_backward(grad):
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become float64; beside a Value, `like`, what NumPy makes of the two dtypes (int8 beside
-    float32 is float32). Raises TypeError as Value does, with this name for x.
+    Integer and boolean arrays become float64, or, with `like`, of the dtype that NumPy gives them together (int8 and
+    float32: float32). Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
         return x
-    data = _as_data(x, name)
+    data = x if type(x) is float else _as_data(x, name)
     if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
         data = data.astype(np.result_type(x.dtype, like.dtype))
     constant = Value(data)
@@ -562,7 +566,7 @@ def as_value(x: Operand, name: str = "an operand", like: Value | None = None) ->
 
 
 def _as_data(data, name="data"):
-    """What a Value holds: a Python float, or an array or a number of NumPy's, of float32 or longer."""
+    """What a Value holds: a Python float, or a NumPy array or scalar, of float32 or longer."""
     if type(data) is float or isinstance(data, (int, np.integer, np.bool_)):
         return float(data)
     if isinstance(data, Value):
@@ -592,11 +596,11 @@ def topological_order(root: Value) -> list[Value]:
     order, visited, to_visit = [], set(), [root]
     while to_visit:
         node = to_visit.pop()
-        if node is None:  # all operands of the next one are in order: its turn
+        if node is None:
             order.append(to_visit.pop())
         elif node not in visited:
             visited.add(node)
-            to_visit += (node, None)
+            to_visit += (node, None)  # when None is back on top, all operands of node are in `order`
             to_visit += node._prev
     return order
 
@@ -618,7 +622,7 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-_paused: set[int] = set()  # the threads inside no_grad: mostly none, and to see that takes a Value no time
+_paused: set[int] = set()  # the threads inside no_grad; mostly empty, which is quickly seen
 
 
 @contextlib.contextmanager
@@ -648,7 +652,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
-    (axis,) = _axes((axis,), len(shapes[0]) + 1)
+    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # one integer: no None, no tuple
     arrays = [v.data for v in values]
 
     def _backward(grad):  # each value gets its part
@@ -659,7 +663,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(out, values, "stack", _backward)
 
 
-# conv2d and its helpers: the picture in conv2d's docstring comes first, and the helpers are easy then.
+# conv2d: each row of the result is one matrix product. First its parts, from the image's rows to the products and back.
 
 
 def _output_size(name, shape, kernel, stride, padding):
@@ -671,7 +675,8 @@ def _output_size(name, shape, kernel, stride, padding):
 
 
 def _row_copies(image, kw, ow, s):
-    """(h, C, W, N) to (h, kw, C, ow, N): copy j of a row is what kernel column j sees of it, pixels j, j + s, ..."""
+    """image (h, C, W, N) to (h, kw, C, ow, N): each row once for each kernel column j, as that column sees it when the
+    kernel slides along the row in steps of s: pixels j, j + s, ... For kw = 2, the row 1 2 3 becomes 1 2 and 2 3."""
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
     for j in range(kw):
@@ -679,72 +684,74 @@ def _row_copies(image, kw, ow, s):
     return copies
 
 
+def _windows(rows, k, s=1):
+    """What a kernel of k rows sees as it moves down in steps of s: rows (h, m, n), of m lines each, to (h', k * m, n).
+
+    Window Y is rows[Y * s : Y * s + k] as one matrix, in which their lines are one below the other. They lie so in
+    memory already, as rows are contiguous. So this is a view: the windows overlap, and nothing is copied.
+    """
+    h, m, n = rows.shape
+    row, line, number = rows.strides
+    return np.ndarray(((h - k) // s + 1, k * m, n), rows.dtype, buffer=rows, strides=(s * row, line, number))
+
+
+def _column_parts(n, per_column):
+    """Slices of n columns, each with at most 10**6 multiplications in a matrix product that has per_column of them in a
+    column: BLAS does such products fastest. One slice only, if 1000 columns have more."""
+    longest = 10**6 // per_column
+    parts = math.ceil(n / longest) if longest >= 1000 and n else 1
+    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+
+
+def _products(matrix, windows, out):
+    """matrix (O, K) @ windows (h, K, n), into out (h, O, n)."""
+    for part in _column_parts(windows.shape[2], matrix.size):
+        np.matmul(matrix, windows[:, :, part], out=out[:, :, part])
+
+
+def _copies_gradient(grad, kernel, h, s):
+    """The gradient of all row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n).
+
+    Let copies[r] be the copies of image row r, and K_i (O, kw * C) kernel row i. Row Y of the result is the sum over i
+    of K_i @ copies[Y * s + i]. So copies[r] gets K_i.T @ grad[Y] for each i and Y with Y * s + i = r. For a kernel of 2
+    rows, a result of 2 rows, and s = 1:
+
+        copies[0] gets  K_1.T @ 0       + K_0.T @ grad[0]
+        copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]
+        copies[2] gets  K_1.T @ grad[1] + K_0.T @ 0
+
+    [K_1.T K_0.T] slides down over the rows 0, grad[0], grad[1], 0. This is a convolution of grad with kh - 1 rows of
+    zeros above and below, by the kernel with its rows in reverse order, and it is computed as such. (The columns are
+    not reversed, because _add_row_copies brings each copy back to where it was taken from.)
+
+    With a stride, image rows a, a + s, ... are seen by kernel rows a, a + s, ... only: for s = 2 and kh = 3, even rows
+    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride.
+    """
+    (oh, O, n), (_, C, kh, kw) = grad.shape, kernel.shape
+    rows = np.zeros((kh - 1 + oh + kh - 1, O, n), grad.dtype)
+    rows[kh - 1 : kh - 1 + oh] = grad
+    dcopies = np.zeros((h, kw * C, n), grad.dtype)
+    for a in range(min(s, kh)):
+        reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
+        k = reverse.shape[2]
+        matrix = reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O)
+        windows = _windows(rows[kh - k : len(rows) - (kh - k)], k)  # k - 1 rows of zeros above and below
+        _products(matrix, windows, dcopies[a::s][: len(windows)])
+    return dcopies
+
+
 def _add_row_copies(copies, W, s):
-    """The way back, for gradients: an image (h, C, W, N) in which each pixel is the sum of its copies."""
+    """Back from (h, kw, C, ow, N) to an image (h, C, W, N): each pixel is the sum of its copies."""
     h, kw, C, ow, N = copies.shape
     image = np.zeros((h, C, W, N), copies.dtype)
-    # This is image[:, :, j : j + s * ow : s] += copies[:, j] for each j. But NumPy adds slowly to every s-th pixel: the
-    # pixels first, first + s, ... are added up side by side, and then put in their places.
+    # It is image[:, :, j : j + s * ow : s] += copies[:, j] for each j. But NumPy adds slowly to every s-th pixel: so
+    # the pixels first, first + s, ... are added up in an array of their own, and then put in their places.
     for first in range(min(s, kw)):
         pixels = np.zeros((h, C, len(range(first, W, s)), N), copies.dtype)
         for shift, j in enumerate(range(first, kw, s)):
             pixels[:, :, shift : shift + ow] += copies[:, j]
         image[:, :, first::s] = pixels
     return image
-
-
-def _windows(rows, k, s=1):
-    """The windows that a kernel of k rows sees as it moves down by s rows: rows (h, lines, n) to (h', k * lines, n).
-
-    Window Y is rows[Y * s : Y * s + k], the lines of each row below those of the one before. In contiguous memory they
-    lie so already, so that overlapping windows are a view: nothing is copied.
-    """
-    h, lines, n = rows.shape
-    row, line, number = rows.strides
-    return np.ndarray(((h - k) // s + 1, k * lines, n), rows.dtype, buffer=rows, strides=(s * row, line, number))
-
-
-def _column_parts(n, products_per_column):
-    """Slices of n columns in which a matrix product has at most 10**6 multiplications, which is the size that BLAS does
-    fastest. One slice, if these would have less than 1000 columns."""
-    longest = 10**6 // products_per_column
-    parts = math.ceil(n / longest) if longest >= 1000 and n else 1
-    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
-
-
-def _products(kernel, windows, out):
-    """kernel (O, K) @ windows (h, K, n), into out (h, O, n)."""
-    for part in _column_parts(windows.shape[2], kernel.size):
-        np.matmul(kernel, windows[:, :, part], out=out[:, :, part])
-
-
-def _copies_gradient(grad, kernel, h, s):
-    """The gradient of the row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n).
-
-    Let K_i (O, kw * C) be kernel row i. Row Y of the result is the sum over i of K_i @ copies[Y * s + i]. So copies[r]
-    gets K_i.T @ grad[Y] for each i and Y with Y * s + i = r. For a kernel of 2 rows, a result of 2, and s = 1:
-
-                                                                                 0
-        copies[0] gets                   K_0.T @ grad[0]     [K_1.T K_0.T] @     grad[0]
-        copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]    on two rows of      grad[1]
-        copies[2] gets  K_1.T @ grad[1]                                          0
-
-    A kernel slides down over rows again: it is a convolution, of grad with kh - 1 rows of zeros above and below, the
-    kernel's rows in reverse order. (Not its columns: that is done by adding each copy to where it came from.)
-
-    With a stride, copies[a], copies[a + s], ... were seen by kernel rows a, a + s, ... only. For each a < s, these are
-    one such convolution with s = 1. Copies that no kernel row saw get 0.
-    """
-    (oh, O, n), (_, C, kh, kw) = grad.shape, kernel.shape
-    dcopies = np.zeros((h, kw * C, n), grad.dtype)
-    for a in range(min(s, kh)):
-        reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
-        k = reverse.shape[2]
-        rows = np.zeros((k - 1 + oh + k - 1, O, n), grad.dtype)
-        rows[k - 1 : k - 1 + oh] = grad
-        windows = _windows(rows, k)  # (oh + k - 1, k * O, n)
-        _products(reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O), windows, dcopies[a::s][: len(windows)])
-    return dcopies
 
 
 def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, padding: int = 0) -> Value:
@@ -770,11 +777,12 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So in the matrix
     for row Y of the result, row (i * kw + j) * C + c is what kernel cell (i, j) sees of channel c, and column X * N + n
-    is for pixel X of image n: there stands padded[n, c, Y * stride + i, X * stride + j]. With a stride, only every
-    stride-th column is copied, and only every stride-th matrix multiplied.
+    is for pixel X of image n: there stands padded[n, c, Y * stride + i, X * stride + j]. With a stride, a copy has only
+    every stride-th pixel, and only every stride-th block of lines is multiplied.
 
-    The zeros of the padding, and those around the result in the backward pass, are multiplied, too: an infinite weight
-    makes them nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the padded image.
+    The zeros of the padding, and those around the result in the backward pass, are multiplied, too: with an infinite
+    weight their products are nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the
+    padded image.
     """
     x, w = as_value(x, "x"), as_value(w, "w")
     b = None if b is None else as_value(b, "b")
@@ -786,11 +794,10 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     children = (x, w) if b is None else (x, w, b)
-    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # x gets it in `padded`
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
 
-    # Inside, axes are (row, channel, column, image), in memory, too: the numbers of N images lie side by side. The
-    # result is a view of this, so that the next layer finds it in this order. Only speed depends on that: with an x in
-    # another order in memory all numbers are the same.
+    # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous. The
+    # result is a view of this, which the next layer need not reorder. Only speed depends on the order of x in memory.
     padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
     # Kept for the backward pass: kw times the image, but to copy it again would take longer than the product.
@@ -801,18 +808,18 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     if b is not None:
         out += b.data[:, None]
 
-    def _backward(grad):  # out[Y] = K @ seen[Y] + b: as for @, seen[Y] gets K^T grad[Y], K the sum of grad[Y] seen[Y]^T
+    def _backward(grad):  # out[Y] = K @ seen[Y] + b. So, as for @, dK is the sum over Y of grad[Y] @ seen[Y].T
         grad = np.ascontiguousarray(grad.transpose(2, 1, 3, 0)).reshape(oh, O, ow * N)
         if b is not None and b.requires_grad:
             b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))  # grad.sum((0, 2)) in half the time
         if w.requires_grad:
-            dK = np.zeros((kh * kw * C, O), grad.dtype)  # transposed, because BLAS is faster so
+            dK = np.zeros((kh * kw * C, O), grad.dtype)  # transposed, which BLAS does faster
             for part in _column_parts(ow * N, kernel.size):
                 dK += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
             w.add_grad(dK.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
         if x.requires_grad:
-            dcopies = _copies_gradient(grad, kernel, H + 2 * p, s).reshape(copies.shape)
-            dpadded = _add_row_copies(dcopies, W + 2 * p, s)
+            dcopies = _copies_gradient(grad, kernel, H + 2 * p, s)
+            dpadded = _add_row_copies(dcopies.reshape(copies.shape), W + 2 * p, s)
             x.add_grad(dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2))
 
     return Value(out.reshape(oh, O, ow, N).transpose(3, 1, 0, 2), children, "conv2d", _backward)
@@ -822,8 +829,8 @@ def max_pooling(x: Operand, stride: int) -> Value:
     """The largest element of each stride x stride window: x (N, C, H, W) to (N, C, H // stride, W // stride).
 
     Rows and columns that do not fill a window are dropped. Of equal elements the first one in row-major order gets the
-    gradient, whose sum is kept so (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the
-    gradient. An infinite gradient makes nan of the others (inf * 0).
+    gradient (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the gradient. An infinite
+    gradient may make the gradient of its whole window nan (inf * 0).
 
     Raises ValueError unless x has four axes and is at least one window large.
     """
@@ -881,7 +888,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
         dx[picked] -= 1
         x.add_grad(dx * (grad / n))
 
-    return Value(0 - log_softmax[picked].mean(), (x,), "cross_entropy", _backward)  # 0 -, not -: no -0.0
+    return Value(0 - log_softmax[picked].mean(), (x,), "cross_entropy", _backward)  # 0 - gives 0.0 where - gives -0.0
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
@@ -899,9 +906,9 @@ class Layer:
             def forward(self, x):
                 return x * self.gain.astype(x.dtype)
 
-    The engine's layers draw float64 parameters uniformly from +-1/sqrt(fan_in) with np.random, so that np.random.seed
-    reproduces them; fan_in is the number of inputs of one output (LeCun et al., "Efficient BackProp", 1998). They
-    compute in the floating dtype of their input; the parameters and their gradients keep their own.
+    The engine's layers draw float64 parameters uniformly from +-1/sqrt(fan_in), as PyTorch does, where fan_in is the
+    number of inputs of one output, and with np.random, so that np.random.seed reproduces them. They compute in the
+    floating dtype of their input; the parameters and their gradients keep their own.
     """
 
     def __call__(self, x: Operand) -> Value:
@@ -915,7 +922,7 @@ class Layer:
 
         They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
         is there twice counts once. A leaf whose requires_grad was set to False is not in here, but is saved and loaded;
-        results of operations are neither. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
+        results of operations are not. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
         """
         return {name: leaf for name, leaf in self._leaves().items() if leaf.requires_grad}
 
@@ -929,7 +936,7 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                elif not part._prev and (part.requires_grad or not part._op):  # constant results have no _prev either
+                elif not part._prev and (part.requires_grad or not part._op):  # a leaf; a constant result has an _op
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
@@ -944,7 +951,7 @@ class Layer:
     @reprlib.recursive_repr("...")
     def __repr__(self) -> str:
         members = [f"{name}: {part if isinstance(part, Layer) else part.shape}" for name, part in _members(self)]
-        lines = "".join("\n" + member for member in members).replace("\n", "\n  ")  # those of a layer's members, too
+        lines = "".join("\n" + member for member in members).replace("\n", "\n  ")  # indents the lines of a member, too
         return f"{type(self).__name__}({lines}\n)" if members else f"{type(self).__name__}()"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -995,8 +1002,8 @@ def _members(thing, path=""):
             yield from _members(part, name)
 
 
-def _uniform(fan_in, shape):  # asarray: for the shape (), too, an array, which keeps a dtype
-    return Value(np.asarray(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape)))
+def _uniform(fan_in, shape):
+    return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
 
 
 def _affine(layer, x):
@@ -1066,7 +1073,7 @@ class MLP(Layer):
         for layer in hidden:
             x = layer(x).tanh()
         out = last(x)
-        return out.reshape(-1, out.shape[-1])  # one sample becomes a batch of one
+        return out.reshape(-1, out.shape[-1])  # always (N, outputs): one sample is a batch of one
 
 
 class Conv2dLayer(Layer):
@@ -1134,9 +1141,9 @@ class Optimizer:
         lr = _real("lr", lr)
         if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
-        updated = [p.data - lr * p.grad for p in self.parameters]  # all of them, before the first one changes
+        updated = [p.data - lr * p.grad for p in self.parameters]  # all of them first: one may raise
         for p, data in zip(self.parameters, updated):
-            p._data = data  # not .data: the gradient stays until zero_grad
+            p._data = data  # not .data, where a 0-d array that became a scalar would lose its gradient
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1145,8 +1152,8 @@ class Optimizer:
 def draw_graph(value: Value) -> str:
     """The graph that computed value, as Graphviz DOT text: `dot -Tsvg` makes it a picture.
 
-    Each Value is a box with its label, operation, shape, and, up to nine elements, its data and gradient; arrows lead
-    from operands to results.
+    Each Value is a box with its label, operation and shape, and its data and gradient if it has at most nine elements;
+    arrows lead from operands to results.
 
     Raises TypeError for anything but a Value, and for a label that is no str.
     """
@@ -1183,7 +1190,7 @@ def _escaped(text):
 
 
 def _write_arrays(path, arrays):
-    """Write named arrays to an npz file: to a new file beside it, which then takes its place. Links are followed."""
+    """Write named arrays to an npz file: a new one beside it, which is then renamed. Links are followed."""
     target = Path(os.path.realpath(path))
     new = target.with_name(f".{uuid.uuid4().hex}.tmp")  # a name that no other thread has, and that is never too long
     try:
@@ -1253,8 +1260,8 @@ def _axes(axis, ndim):
     return tuple(a % ndim for a in axes)
 
 
-# glibc's malloc returns large arrays to the operating system, and a step takes twice as long to fetch them again, page
-# by page: let it keep up to 256 MiB, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
+# glibc's malloc returns large arrays to the operating system; to fetch them again page by page doubles the time of a
+# step. So it may keep up to 256 MiB, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
 with contextlib.suppress(AttributeError, OSError, TypeError):
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
