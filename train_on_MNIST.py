@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import inspect
 import math
 import os
 import shlex
@@ -389,9 +390,11 @@ def _sentence(error):
         return f"out of memory {error}".rstrip()
     if isinstance(error, OSError):  # of the output: all others have become a ValueError
         return f"the output cannot be written: {error.strerror or error}"
-    if isinstance(error, (ValueError, FloatingPointError)):
+    places = traceback.extract_tb(error.__traceback__)
+    in_model = [place for place in places if place.filename == inspect.getfile(CNN)]  # perhaps somebody changed it
+    if isinstance(error, (ValueError, FloatingPointError)) and not in_model:
         return error
-    place = traceback.extract_tb(error.__traceback__)[-1]  # a mistake in the code, perhaps in a changed model
+    place = (in_model or places)[-1]
     return f"{type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
 
 

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -781,6 +782,26 @@ def test_whatever_ends_a_training_the_weights_are_saved(reason, message, small, 
         assert main(arguments) == 1
     assert re.fullmatch(message, capsys.readouterr().err)
     CNN().load(path)
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        ("8 * 7 * 8", r"ValueError in .*, line (\d+): cannot reshape \(\d+, 8, 7, 7\) to \(\d+, 448\)"),
+        ("'392'", r"TypeError in .*, line (\d+): a size in reshape must be an integer, got '392'"),
+        ("seven", r"NameError in .*, line (\d+): name 'seven' is not defined"),
+    ],
+)
+def test_a_mistake_in_a_changed_model_is_told_with_its_line(mistake, message, small, tmp_path):
+    for name in ("engine.py", "train_on_MNIST.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    lines = (ROOT / "model.py").read_text(encoding="utf-8").replace("[0], 8 * 7 * 7", f"[0], {mistake}")
+    (tmp_path / "model.py").write_text(lines, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "train_on_MNIST.py"), "--data", str(small)]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    told = re.fullmatch(f"error: {message}\n", result.stderr)
+    assert result.returncode == 1 and told, result.stderr
+    assert mistake in lines.splitlines()[int(told[1]) - 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are for Linux")
