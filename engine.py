@@ -110,8 +110,8 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._new_grad = None  # what backward_all found, or None for zero. Others may hold this array, so that
-        self._grad = None  # `grad` copies it here when it is first read
+        self._grad = None  # None is zero
+        self._new_grad = None  # a result's, until `grad` is read and copies it: other Values may hold this array
         self._pending = _CLOSED  # during backward_all: the sum of what has come so far, or None for zero
         self._prev = _children  # empty for leaves and constants
         self._op = _op
@@ -134,7 +134,7 @@ class Value:
     def grad(self) -> np.ndarray | float:
         """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape."""
         if self._grad is None:
-            grad, self._new_grad = self._new_grad, None
+            grad = self._new_grad
             if type(self._data) is float:
                 self._grad = 0.0 if grad is None else grad
             else:
@@ -492,18 +492,21 @@ class Value:
                     node._backward(grad)
                 grads.append(grad)
         # All sums before the first is assigned: under np.errstate(over="raise"), a sum may raise.
-        totals = [grad if node._prev else node._plus_grad(grad) for node, grad in zip(order, grads)]
+        totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
-            node._grad, node._new_grad = None, total
+            if node._prev:
+                node._grad, node._new_grad = None, total
+            else:
+                node._grad = total
 
     backward = backward_all  # micrograd's and PyTorch's name
 
-    def _plus_grad(self, grad):
-        """The sum of the gradient that this leaf has and grad. Each may be None for zero."""
-        before = self._new_grad if self._grad is None else self._grad
-        if before is None or grad is None:
-            return before if grad is None else grad
-        return before + grad
+    def _leaf_total(self, grad):
+        """The gradient so far and what this pass found, as a leaf's own array."""
+        if grad is None:
+            return self._grad
+        total = grad if self._grad is None else self._grad + grad
+        return total if type(self._data) is float else np.array(total, self.dtype)
 
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
@@ -1131,7 +1134,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for p in self.parameters:
-            p._grad = p._new_grad = None
+            p._grad = None
 
     def update(self, lr: float) -> None:
         """Take one step of gradient descent with the learning rate lr. Arrays that were handed in are not written to.
