@@ -6,8 +6,8 @@ of the result into the gradients of the operands, and return a new Value. `backw
 last Value to the first, which is the chain rule.
 
 A closure gets the gradient of its result as an argument. If it held the result instead, to read the gradient there, the
-two would hold each other, and the arrays of a training step would stay until the garbage collector runs. It holds its
-operands' arrays of the forward pass, so that assigning others later does not change the gradients.
+two would hold each other, and the arrays of a training step would stay until the garbage collector runs. What it does
+hold are the operands' arrays of the forward pass, so that assigning others later does not change the gradients.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
                  sequences, backward
@@ -61,10 +61,11 @@ class Value:
                    A floating array is not copied: changing elements of it, or of a result, between the forward and the
                    backward pass can make gradients wrong. Assigning another array of the same shape to `data` cannot.
     grad           d(root)/d(this Value), where root is what `backward_all` was called on (its sum, if it is an array),
-                   of the type, shape and dtype of `data`. Leaves add up over several calls. It is zero before the
-                   first, and again when data of another type, shape or dtype are assigned.
-    requires_grad  False for a constant: what `as_value` made of an array, what was computed from constants only, or
-                   under `no_grad`. Set it to False to freeze a leaf.
+                   a Python float or an array, of the shape and dtype of `data`. Those of leaves add up over several
+                   calls, those of results start afresh. It is zero before the first call, and again when data of
+                   another type, shape or dtype are assigned.
+    requires_grad  False for a constant: what `as_value` made of a number or an array, what was computed from constants
+                   only, or under `no_grad`. Set it to False to freeze a leaf.
     label          a name, for `draw_graph`.
     shape, dtype, ndim   as NumPy's.
 
@@ -89,7 +90,7 @@ class Value:
     __array_ufunc__ = None
     __contains__ = None  # `x in value` would always be False: iterating makes new Values
 
-    def __init__(self, data: Operand, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
+    def __init__(self, data: ArrayLike, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
         _children = tuple(_children)
         if _backward is None:  # it may be assigned later, as in micrograd
             _backward = _missing_backward if _children else None
@@ -97,7 +98,7 @@ class Value:
             raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
         elif not _children:
             raise ValueError("a _backward needs _children, to which it hands their gradients")
-        requires_grad = not _children  # True for a leaf, and for a result if it is for an operand (any() is slower)
+        requires_grad = not _children  # a leaf needs a gradient, a result if an operand does (any() is slower)
         for child in _children:
             if child.requires_grad:
                 requires_grad = True
@@ -111,8 +112,8 @@ class Value:
             _children, _backward = (), None
         self._data = data
         self._grad = None  # None is zero
-        self._new_grad = None  # a result's, until `grad` is read and copies it: other Values may hold this array
-        self._pending = _CLOSED  # during backward_all: the sum of what has come so far, or None for zero
+        self._new_grad = None  # a result's gradient, copied only when `grad` is read: other Values may hold this array
+        self._pending = _CLOSED  # in backward_all: the sum of what has come so far, or None; outside, add_grad refuses
         self._prev = _children  # empty for leaves and constants
         self._op = _op
         self._backward = _backward
@@ -255,10 +256,10 @@ class Value:
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); add_grad sums over a row's m = 1
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); of a row, add_grad sums m = 1 away
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # without p = 1: add_grad sums leading axes only
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # of a column, p = 1 is not a leading axis
 
         return Value(out, (self, other), "@", _backward)
 
@@ -295,7 +296,7 @@ class Value:
         shifted = self._data + _real("eps", eps)
 
         def _backward(grad):  # d log(x + eps) = dx / (x + eps)
-            self.add_grad(np.true_divide(grad, shifted))  # as in /
+            self.add_grad(np.true_divide(grad, shifted))  # inf or nan for 0, as in /
 
         return Value(np.log(shifted), (self,), "log", _backward)
 
@@ -341,7 +342,7 @@ class Value:
 
         def _backward(grad):  # back to where they came from
             dx = np.empty_like(x)
-            dx.transpose(*axes)[...] = grad  # through the same view of it that out is of x
+            dx.transpose(*axes)[...] = grad  # written through the view of dx that out is of x
             self.add_grad(dx)
 
         return Value(out, (self,), "transpose", _backward)
@@ -355,7 +356,7 @@ class Value:
         out = x[index]
         index = copy.deepcopy(index)  # an array in it may be changed before the backward pass
 
-        def _backward(grad):  # back to where they came from; add.at counts what was picked twice twice, += would not
+        def _backward(grad):  # back to where they came from; add.at, unlike +=, adds up what was picked twice
             dx = np.zeros_like(x)
             np.add.at(dx, index, grad)
             self.add_grad(dx)
@@ -392,7 +393,7 @@ class Value:
         """The largest element, of all or along the given axes. The first of equal ones gets the gradient; nan counts as
         largest. Raises what `sum` raises, and ValueError where there is no element."""
         keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))
-        if not axes:
+        if not axes:  # a number, which stays a Python float, or axis=()
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
         kept_shape = [self.shape[i] for i in kept]
@@ -466,7 +467,7 @@ class Value:
             raise TypeError(f"the result of {self._op!r} cannot be copied or pickled with its graph: copy its .data")
         state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
         state["_grad"] = copy.copy(self._grad)  # also in a shallow copy, each Value's gradient is its own array
-        return None, state  # the state of __dict__, which there is not, and of the slots
+        return None, state  # as pickle wants it: the state of a __dict__, and of the slots
 
     # ---- Backward ---------------------------------------------------------------------------------------------------
 
@@ -491,13 +492,10 @@ class Value:
                 if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
-        # All sums before the first is assigned: under np.errstate(over="raise"), a sum may raise.
-        totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
+        # All sums before the first assignment: under np.errstate(over="raise"), a sum may raise.
+        totals = [(None, grad) if node._prev else (node._leaf_total(grad), None) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
-            if node._prev:
-                node._grad, node._new_grad = None, total
-            else:
-                node._grad = total
+            node._grad, node._new_grad = total
 
     backward = backward_all  # micrograd's and PyTorch's name
 
@@ -511,8 +509,9 @@ class Value:
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
 
-        grad has data's shape, or one that data was broadcast to. Raises ValueError for another shape, and where grad
-        would be lost: outside of `backward_all`, or for a Value that is no operand in this graph or had its turn.
+        grad has data's shape, or one that data was broadcast to. A constant ignores it. Raises ValueError for another
+        shape, and where grad would be lost: outside of `backward_all`, or for a Value that is no operand in this graph
+        or had its turn.
         """
         if not self.requires_grad:
             return
@@ -528,13 +527,13 @@ class Value:
             self._pending = self._pending + grad
 
 
-_CLOSED = False  # _pending where add_grad must refuse. (To copy a Value would also copy an object().)
+_CLOSED = False  # _pending where add_grad refuses; not object(), of which a deep copy of a Value would hold another one
 
 
 @contextlib.contextmanager
 def _open_to_add_grad(order):
-    """Inside, these Values collect in _pending. Afterwards it is as before, also if something was raised: _CLOSED, or,
-    if a _backward called backward_all, what the outer call had collected."""
+    """Inside, add_grad adds up in the _pending of these Values. Afterwards, also if something was raised, it is what it
+    was: _CLOSED, or, if a _backward called backward_all, what the outer call had added up."""
     before = [node._pending for node in order]
     try:
         for node in order:
@@ -555,7 +554,7 @@ def _missing_backward(grad):
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become float64, or, with `like`, of the dtype that NumPy gives them together (int8 and
+    Integer and boolean arrays become float64. With `like`, they get the dtype of NumPy's result for the two (int8 and
     float32: float32). Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
@@ -574,7 +573,7 @@ def _as_data(data, name="data"):
         return float(data)
     if isinstance(data, Value):
         raise TypeError(f"{name} must be a number or an array, got a Value")
-    array = data if type(data) is np.ndarray or isinstance(data, np.floating) else np.asarray(data)
+    array = data if isinstance(data, np.floating) else np.asarray(data)
     if array.dtype.kind not in "biuf" or isinstance(data, np.ma.MaskedArray):  # asarray has dropped the mask
         raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
     if array.dtype.kind == "f":
@@ -625,7 +624,7 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-_paused: set[int] = set()  # the threads inside no_grad; mostly empty, which is quickly seen
+_paused: set[int] = set()  # the threads inside no_grad; usually none, and Value() looks no further
 
 
 @contextlib.contextmanager
@@ -655,7 +654,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
-    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # one integer: no None, no tuple
+    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # in a tuple: then None or a tuple is refused
     arrays = [v.data for v in values]
 
     def _backward(grad):  # each value gets its part
@@ -666,7 +665,8 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(out, values, "stack", _backward)
 
 
-# conv2d: each row of the result is one matrix product. First its parts, from the image's rows to the products and back.
+# The parts of conv2d, in which each row of the result is one matrix product. Images are (row, channel, column, image),
+# (h, C, W, N), and contiguous; s is the stride. The examples are of one channel and one image, with a kernel of 2 x 2.
 
 
 def _output_size(name, shape, kernel, stride, padding):
@@ -678,8 +678,10 @@ def _output_size(name, shape, kernel, stride, padding):
 
 
 def _row_copies(image, kw, ow, s):
-    """image (h, C, W, N) to (h, kw, C, ow, N): each row once for each kernel column j, as that column sees it when the
-    kernel slides along the row in steps of s: pixels j, j + s, ... For kw = 2, the row 1 2 3 becomes 1 2 and 2 3."""
+    """What each kernel column j sees of each row as the kernel slides along it: pixels j, j + s, ..., ow of them.
+
+    image (h, C, W, N) to (h, kw, C, ow, N). The rows 1 2 3, 4 5 6, 7 8 9 become 1 2 and 2 3, 4 5 and 5 6, 7 8 and 8 9.
+    """
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
     for j in range(kw):
@@ -688,10 +690,11 @@ def _row_copies(image, kw, ow, s):
 
 
 def _windows(rows, k, s=1):
-    """What a kernel of k rows sees as it moves down in steps of s: rows (h, m, n), of m lines each, to (h', k * m, n).
+    """What a kernel of k rows sees as it moves down in steps of s: h' overlapping windows.
 
-    Window Y is rows[Y * s : Y * s + k] as one matrix, in which their lines are one below the other. They lie so in
-    memory already, as rows are contiguous. So this is a view: the windows overlap, and nothing is copied.
+    rows (h, m, n), m lines each, to (h', k * m, n): window Y is rows[Y * s : Y * s + k], all their lines one below the
+    other. With the copies above as lines, window 0 is 1 2, 2 3, 4 5, 5 6 and window 1 is 4 5, 5 6, 7 8, 8 9. Contiguous
+    rows lie so in memory already: this is a view, and nothing is copied.
     """
     h, m, n = rows.shape
     row, line, number = rows.strides
@@ -699,21 +702,21 @@ def _windows(rows, k, s=1):
 
 
 def _column_parts(n, per_column):
-    """Slices of n columns, each with at most 10**6 multiplications in a matrix product that has per_column of them in a
-    column: BLAS does such products fastest. One slice only, if 1000 columns have more."""
+    """n columns of a matrix product in slices, where a column takes per_column multiplications. BLAS is fastest with up
+    to 10**6 in a slice, but not with fewer than 1000 columns: rather than that, all columns are one slice."""
     longest = 10**6 // per_column
-    parts = math.ceil(n / longest) if longest >= 1000 and n else 1
+    parts = math.ceil(n / longest) if longest >= 1000 else 1
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
 def _products(matrix, windows, out):
-    """matrix (O, K) @ windows (h, K, n), into out (h, O, n)."""
+    """matrix (O, K) @ windows (h, K, n), into out (h, O, n): one product for each window."""
     for part in _column_parts(windows.shape[2], matrix.size):
         np.matmul(matrix, windows[:, :, part], out=out[:, :, part])
 
 
 def _copies_gradient(grad, kernel, h, s):
-    """The gradient of all row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n).
+    """The gradient of all row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n). n is ow * N.
 
     Let copies[r] be the copies of image row r, and K_i (O, kw * C) kernel row i. Row Y of the result is the sum over i
     of K_i @ copies[Y * s + i]. So copies[r] gets K_i.T @ grad[Y] for each i and Y with Y * s + i = r. For a kernel of 2
@@ -728,7 +731,8 @@ def _copies_gradient(grad, kernel, h, s):
     not reversed, because _add_row_copies brings each copy back to where it was taken from.)
 
     With a stride, image rows a, a + s, ... are seen by kernel rows a, a + s, ... only: for s = 2 and kh = 3, even rows
-    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride.
+    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride (and if there
+    is no kernel row a, these image rows are not seen).
     """
     (oh, O, n), (_, C, kh, kw) = grad.shape, kernel.shape
     rows = np.zeros((kh - 1 + oh + kh - 1, O, n), grad.dtype)
@@ -751,8 +755,8 @@ def _add_row_copies(copies, W, s):
     # the pixels first, first + s, ... are added up in an array of their own, and then put in their places.
     for first in range(min(s, kw)):
         pixels = np.zeros((h, C, len(range(first, W, s)), N), copies.dtype)
-        for shift, j in enumerate(range(first, kw, s)):
-            pixels[:, :, shift : shift + ow] += copies[:, j]
+        for start, j in enumerate(range(first, kw, s)):  # copy j begins at pixel j, which is number `start` of these
+            pixels[:, :, start : start + ow] += copies[:, j]
         image[:, :, first::s] = pixels
     return image
 
@@ -781,10 +785,10 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So in the matrix
     for row Y of the result, row (i * kw + j) * C + c is what kernel cell (i, j) sees of channel c, and column X * N + n
     is for pixel X of image n: there stands padded[n, c, Y * stride + i, X * stride + j]. With a stride, a copy has only
-    every stride-th pixel, and only every stride-th block of lines is multiplied.
+    every stride-th pixel, and each matrix begins `stride` image rows below the one before.
 
-    The zeros of the padding, and those around the result in the backward pass, are multiplied, too: with an infinite
-    weight their products are nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the
+    The zeros of the padding, and those around the result's gradient, are multiplied, too: with an infinite weight their
+    products are nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the
     padded image.
     """
     x, w = as_value(x, "x"), as_value(w, "w")
@@ -816,10 +820,10 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
         if b is not None and b.requires_grad:
             b.add_grad((grad @ np.ones(ow * N, grad.dtype)).sum(0))  # grad.sum((0, 2)) in half the time
         if w.requires_grad:
-            dK = np.zeros((kh * kw * C, O), grad.dtype)  # transposed, which BLAS does faster
+            dK_T = np.zeros((kh * kw * C, O), grad.dtype)  # which BLAS computes faster than dK
             for part in _column_parts(ow * N, kernel.size):
-                dK += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
-            w.add_grad(dK.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
+                dK_T += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
+            w.add_grad(dK_T.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
         if x.requires_grad:
             dcopies = _copies_gradient(grad, kernel, H + 2 * p, s)
             dpadded = _add_row_copies(dcopies.reshape(copies.shape), W + 2 * p, s)
@@ -909,9 +913,9 @@ class Layer:
             def forward(self, x):
                 return x * self.gain.astype(x.dtype)
 
-    The engine's layers draw float64 parameters uniformly from +-1/sqrt(fan_in), as PyTorch does, where fan_in is the
-    number of inputs of one output, and with np.random, so that np.random.seed reproduces them. They compute in the
-    floating dtype of their input; the parameters and their gradients keep their own.
+    The engine's layers draw float64 parameters uniformly between -1/sqrt(fan_in) and 1/sqrt(fan_in), as PyTorch does;
+    fan_in is the number of inputs of one output. np.random.seed reproduces them. The layers compute in the floating
+    dtype of their input; the parameters and their gradients keep their own.
     """
 
     def __call__(self, x: Operand) -> Value:
@@ -939,7 +943,7 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                elif not part._prev and (part.requires_grad or not part._op):  # a leaf; a constant result has an _op
+                elif not part._prev and (part.requires_grad or not part._op):  # no constant result: it has an _op
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
@@ -991,7 +995,7 @@ class Layer:
         return self
 
 
-LayerType = TypeVar("LayerType", bound=Layer)
+LayerType = TypeVar("LayerType", bound=Layer)  # load returns what it was called on
 
 
 def _members(thing, path=""):
@@ -1052,7 +1056,7 @@ class LinearLayer(Layer):
 
 
 class MLP(Layer):
-    """Linear layers with tanh between them: x (N, input_num) to (N, layer_num[-1]), or (input_num,) to N = 1 row.
+    """Linear layers with tanh between them: x (N, input_num) to (N, layer_num[-1]), where (input_num,) is N = 1 sample.
 
     layer_num is the list of output sizes, one for each layer.
 
@@ -1112,8 +1116,8 @@ class Conv2dLayer(Layer):
 class Optimizer:
     """Stochastic gradient descent: parameter -= lr * gradient.
 
-    Raises TypeError unless parameters are Values, ValueError if there are none, for one that is given twice, and for
-    one that is no leaf: the result of an operation is computed anew from its operands, so that an update is lost.
+    Raises TypeError unless parameters are Values, ValueError if there are none, for one that is given twice, for a
+    constant, and for the result of an operation, which is computed anew, so that an update is lost.
     """
 
     def __init__(self, parameters: Iterable[Value]):
@@ -1146,7 +1150,7 @@ class Optimizer:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them first: one may raise
         for p, data in zip(self.parameters, updated):
-            p._data = data  # not .data, where a 0-d array that became a scalar would lose its gradient
+            p._data = data  # .data would drop the gradient of a 0-d array, of which NumPy has made a scalar
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1204,8 +1208,9 @@ def _write_arrays(path, arrays):
                 shutil.copymode(target, new)
             with zipfile.ZipFile(file, "w") as archive:  # np.savez cannot save an array that is named file
                 for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:  # 64: more than 2 GiB
                         np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(new, target)
     except OSError as error:
@@ -1218,7 +1223,8 @@ def _write_arrays(path, arrays):
 def _read_arrays(path):
     """The named arrays in an npz file."""
     try:
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
+        content = Path(path).read_bytes()  # np.load would leave a damaged file open
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
             return {name: np.asarray(archive[name]) for name in archive.files}
