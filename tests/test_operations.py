@@ -248,6 +248,12 @@ def test_stack_of_numbers_arrays_and_values():
     np.testing.assert_array_equal(stack([Value(3.0), 2, 4.5]).data, [3, 2, 4.5])
 
 
+def test_a_python_number_in_a_stack_adapts_to_float32():
+    for numbers in ([1.5, Value(np.float32(2))], [Value(np.float32(2)), Value(1.5)]):
+        assert stack(numbers).dtype == f32
+    assert stack([1.5, Value(2.0)]).dtype == f64
+
+
 def test_stack_takes_a_list_or_a_tuple_and_the_axis_by_position():
     a, b = np.array([1.0, 2.0]), np.array([3.0, 4.0])
     for operands in ([a, Value(b)], (Value(a), b)):

@@ -6,7 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from engine import MLP, Neuron, Optimizer, Value
+from engine import MLP, Neuron, Optimizer, Value, as_value
 from tests.misuse import TYPE, VALUE, check, made_under_no_grad, misuse
 
 f32, f64 = np.float32, np.float64
@@ -144,7 +144,8 @@ PARAMETER = Value(1.0)
     ("nested_lists", lambda: Optimizer([[PARAMETER]]), TYPE, "parameters.*list"),
     ("a_parameter_twice", lambda: Optimizer([PARAMETER, PARAMETER]), VALUE, "parameters.*twice"),
     ("the_result_of_an_operation", lambda: Optimizer([PARAMETER * 2]), VALUE, r"parameters.*'\*'"),
-    ("a_constant", lambda: Optimizer([made_under_no_grad()]), VALUE, "parameters"),
+    ("a_constant", lambda: Optimizer([as_value(1.0)]), VALUE, "parameters must be leaves.*got a constant"),
+    ("made_under_no_grad", lambda: Optimizer([made_under_no_grad()]), VALUE, "parameters"),
 )
 def test_optimizer_rejects(call, error, message):
     check(call, error, message)
