@@ -934,6 +934,7 @@ class Layer:
         return {name: leaf for name, leaf in self._leaves().items() if leaf.requires_grad}
 
     def _leaves(self):
+        """The parameters by their names, frozen ones too."""
         found, visited = {}, {id(self)}
 
         def visit(layer, path):
@@ -983,7 +984,7 @@ class Layer:
         wrong = [f"{name} is missing" for name in parameters if name not in arrays]
         for name, array in arrays.items():
             if name not in parameters:
-                wrong.append(f"{name} is too much")
+                wrong.append(f"{name} is not in this network")
             elif array.dtype.kind != "f" or array.shape != parameters[name].shape:
                 wrong.append(f"{name} is {array.dtype} {array.shape} instead of real numbers {parameters[name].shape}")
             elif not np.isfinite(array.astype(parameters[name].dtype)).all():
@@ -1228,9 +1229,9 @@ def _read_arrays(path):
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except OSError as error:
+    except OSError as error:  # of the file
         reason = error.strerror
-    except Exception:  # zipfile, zlib and NumPy raise a dozen different ones
+    except Exception:  # of its content: zipfile, zlib and NumPy raise a dozen different ones
         reason = "it is damaged, or no npz file"
     raise ValueError(f"cannot load weights from {path}: {reason}")
 

@@ -620,8 +620,8 @@ def test_parameters_keep_their_own_dtype(tmp_path):
 WRONG_FILES = {
     "missing": (lambda w: w.pop("weight"), "weight is missing"),
     "all_missing": (lambda w: w.clear(), "bias is missing, weight is missing"),
-    "too_much": (lambda w: w.update(gain=np.ones(2)), "gain is too much"),
-    "another_name": (lambda w: w.update(gain=w.pop("bias")), "bias is missing, gain is too much"),
+    "too_much": (lambda w: w.update(gain=np.ones(2)), "gain is not in this network"),
+    "another_name": (lambda w: w.update(gain=w.pop("bias")), "bias is missing, gain is not in this network"),
     "another_shape": (lambda w: w.update(weight=np.ones((2, 3))), r"weight is float64 \(2, 3\) instead of .*\(3, 2\)"),
     "a_shape_that_broadcasts": (lambda w: w.update(bias=np.ones(1)), r"bias is float64 \(1,\) instead of .*\(2,\)"),
     "more_axes": (lambda w: w.update(bias=np.ones((1, 2))), r"bias is float64 \(1, 2\) instead of .*\(2,\)"),
@@ -633,7 +633,7 @@ WRONG_FILES = {
     "strings": (lambda w: w.update(bias=np.array(["1", "2"])), "bias is <U1.*instead of real numbers"),
     "everything": (
         lambda w: w.update(gain=np.ones(2), weight=np.ones(7), bias=np.full(2, math.nan)),
-        r"bias is not finite, gain is too much, weight is float64 \(7,\)",
+        r"bias is not finite, gain is not in this network, weight is float64 \(7,\)",
     ),
 }
 
