@@ -6,15 +6,16 @@ of the result into the gradients of the operands, and return a new Value. `backw
 last Value to the first, which is the chain rule.
 
 A closure gets the gradient of its result as an argument. If it held the result instead, to read the gradient there, the
-two would hold each other, and the arrays of a training step would stay until the garbage collector runs. What it does
-hold are the operands' arrays of the forward pass, so that assigning others later does not change the gradients.
+two would hold each other, and the arrays of a training step would stay until the garbage collector runs. It holds the
+operands, and the arrays that it needs as they are in the forward pass: assigning others to `data` later does not change
+the gradients.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
                  sequences, backward
     data         as_value: what a Value holds
     graph        topological_order, unbroadcast, no_grad
     functions    stack, conv2d, max_pooling, cross_entropy
-    layers       Layer, Neuron, LinearLayer, MLP, Conv2dLayer
+    layers       Layer, LinearLayer, Neuron, MLP, Conv2dLayer
     optimizer    Optimizer
     drawing      draw_graph
     the rest     files of weights, checks of arguments, malloc
@@ -104,7 +105,7 @@ class Value:
                 requires_grad = True
         if _paused and _children and threading.get_ident() in _paused:  # under no_grad
             requires_grad = False
-        if type(data) is not float:
+        if type(data) is not float:  # a float needs no call
             data = _as_data(data)
             if _children and type(data) is np.float64 and all(type(v._data) is float for v in _children):
                 data = float(data)  # NumPy's functions make np.float64 of Python floats
@@ -113,8 +114,8 @@ class Value:
         self._data = data
         self._grad = None  # None is zero
         self._new_grad = None  # a result's gradient, copied only when `grad` is read: other Values may hold this array
-        self._pending = _CLOSED  # in backward_all: the sum of what has come so far, or None; outside, add_grad refuses
-        self._prev = _children  # empty for leaves and constants
+        self._pending = _CLOSED  # in backward_all: the sum so far, None for zero. Else add_grad refuses to add
+        self._prev = _children  # empty for a leaf, and for a result that is a constant
         self._op = _op
         self._backward = _backward
         self.requires_grad = requires_grad
@@ -164,16 +165,14 @@ class Value:
         return len(self.shape)
 
     def __repr__(self) -> str:
-        text = "Value(" + (
-            np.array2string(self._data, separator=", ", prefix="Value(") if self.ndim else str(self._data)
-        )
+        text = np.array2string(self._data, separator=", ", prefix="Value(") if self.ndim else str(self._data)
         if type(self._data) is not float:
             text += f", shape={self.shape}, dtype={self.dtype}"
         if self.label:
             text += f", label={self.label!r}"
         if self._grad is not None or self._new_grad is not None:
             text += f", grad={np.array2string(self.grad, separator=', ') if self.ndim else self.grad}"
-        return text + ")"
+        return f"Value({text})"
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
     # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
@@ -256,10 +255,10 @@ class Value:
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); of a row, add_grad sums m = 1 away
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); of a vector, m = 1, which add_grad sums
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # of a column, p = 1 is not a leading axis
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # of a vector, p = 1, dropped here
 
         return Value(out, (self, other), "@", _backward)
 
@@ -342,7 +341,7 @@ class Value:
 
         def _backward(grad):  # back to where they came from
             dx = np.empty_like(x)
-            dx.transpose(*axes)[...] = grad  # written through the view of dx that out is of x
+            dx.transpose(*axes)[...] = grad  # dx.transpose is a view of dx with grad's shape
             self.add_grad(dx)
 
         return Value(out, (self,), "transpose", _backward)
@@ -392,17 +391,14 @@ class Value:
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The largest element, of all or along the given axes. The first of equal ones gets the gradient; nan counts as
         largest. Raises what `sum` raises, and ValueError where there is no element."""
-        keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))
+        keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))  # first in row-major order
         if not axes:  # a number, which stays a Python float, or axis=()
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
-        kept_shape = [self.shape[i] for i in kept]
-        # For each element of the result one row: the elements that it is the largest of.
-        rows = self.transpose(*kept, *axes).reshape(math.prod(kept_shape), math.prod(self.shape[i] for i in axes))
+        sizes = [math.prod(self.shape[i] for i in some) for some in (kept, axes)]
+        rows = self.transpose(*kept, *axes).reshape(sizes)  # a row for each element of the result, which is its largest
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
-        if keepdims:
-            kept_shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
-        return largest.reshape(kept_shape)
+        return largest.reshape([1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept])
 
     @property
     def T(self) -> Value:
@@ -462,7 +458,7 @@ class Value:
         raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
 
     def __getstate__(self):
-        """For copy and pickle. The closures of a copied graph would hand its gradients to the original's leaves."""
+        """For copy and pickle. A copied graph would share its closures, which add to the original's leaves."""
         if self._prev:
             raise TypeError(f"the result of {self._op!r} cannot be copied or pickled with its graph: copy its .data")
         state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
@@ -483,8 +479,11 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
+        before = [node._pending for node in order]  # _CLOSED, or the sum in an outer pass
         grads = []
-        with _open_to_add_grad(order):
+        try:
+            for node in order:
+                node._pending = None  # zero, and open to add_grad
             self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)  # d(self)/d(self)
             for node in order:
                 grad = node._pending  # complete, or None for zero
@@ -492,7 +491,10 @@ class Value:
                 if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
-        # All sums before the first assignment: under np.errstate(over="raise"), a sum may raise.
+        finally:
+            for node, pending in zip(order, before):
+                node._pending = pending
+        # All sums before the first assignment, as a sum may raise.
         totals = [(None, grad) if node._prev else (node._leaf_total(grad), None) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
             node._grad, node._new_grad = total
@@ -527,21 +529,7 @@ class Value:
             self._pending = self._pending + grad
 
 
-_CLOSED = False  # _pending where add_grad refuses; not object(), of which a deep copy of a Value would hold another one
-
-
-@contextlib.contextmanager
-def _open_to_add_grad(order):
-    """Inside, add_grad adds up in the _pending of these Values. Afterwards, also if something was raised, it is what it
-    was: _CLOSED, or, if a _backward called backward_all, what the outer call had added up."""
-    before = [node._pending for node in order]
-    try:
-        for node in order:
-            node._pending = None
-        yield
-    finally:
-        for node, pending in zip(order, before):
-            node._pending = pending
+_CLOSED = False  # _pending where add_grad refuses. (An object() would be another one in a deep copy of a Value.)
 
 
 def _missing_backward(grad):
@@ -559,10 +547,9 @@ def as_value(x: Operand, name: str = "an operand", like: Value | None = None) ->
     """
     if isinstance(x, Value):
         return x
-    data = x if type(x) is float else _as_data(x, name)
     if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
-        data = data.astype(np.result_type(x.dtype, like.dtype))
-    constant = Value(data)
+        x = x.astype(np.result_type(x.dtype, like.dtype))
+    constant = Value(x if type(x) is float else _as_data(x, name))
     constant.requires_grad = False
     return constant
 
@@ -588,8 +575,9 @@ def topological_order(root: Value) -> list[Value]:
     """All Values that root was computed from, constants too, and root: each one after its operands.
 
     Why an order at all? In a = 1; b = a + a; c = b + b the gradient of b is complete only when both of its uses in c
-    have been added up. Going from c to b and on to a for each use by itself would visit a four times, and a chain of n
-    such additions 2^n times. Backwards in this order every Value is visited once, after all of its uses.
+    have been added up. Going from c to b and on to a for each use by itself would visit a four times, and the first
+    Value of a chain of n such additions 2^n times. Backwards in this order every Value is visited once, after all of
+    its uses.
 
     The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow.
     """
@@ -654,7 +642,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
-    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # in a tuple: then None or a tuple is refused
+    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # as a tuple: _axes alone would take None or a tuple
     arrays = [v.data for v in values]
 
     def _backward(grad):  # each value gets its part
@@ -665,8 +653,15 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(out, values, "stack", _backward)
 
 
-# The parts of conv2d, in which each row of the result is one matrix product. Images are (row, channel, column, image),
-# (h, C, W, N), and contiguous; s is the stride. The examples are of one channel and one image, with a kernel of 2 x 2.
+# conv2d computes each row of its result as one matrix product. For the image 1 2 3 / 4 5 6 / 7 8 9, kernel a b / c d:
+#
+#     [a b c d]  1 2  = row 0     [a b c d]  4 5  = row 1
+#                2 3                         5 6
+#                4 5                         7 8
+#                5 6                         8 9
+#
+# Its parts come first: _row_copies makes 1 2 and 2 3 of the image row 1 2 3, _windows finds these matrices among all
+# copies, _products multiplies. Images are one contiguous array (row, channel, column, image) in them, s is the stride.
 
 
 def _output_size(name, shape, kernel, stride, padding):
@@ -678,10 +673,8 @@ def _output_size(name, shape, kernel, stride, padding):
 
 
 def _row_copies(image, kw, ow, s):
-    """What each kernel column j sees of each row as the kernel slides along it: pixels j, j + s, ..., ow of them.
-
-    image (h, C, W, N) to (h, kw, C, ow, N). The rows 1 2 3, 4 5 6, 7 8 9 become 1 2 and 2 3, 4 5 and 5 6, 7 8 and 8 9.
-    """
+    """image (h, C, W, N) to (h, kw, C, ow, N): what each kernel column j sees of a row as the kernel slides along it,
+    the ow pixels j, j + s, ..."""
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
     for j in range(kw):
@@ -690,11 +683,10 @@ def _row_copies(image, kw, ow, s):
 
 
 def _windows(rows, k, s=1):
-    """What a kernel of k rows sees as it moves down in steps of s: h' overlapping windows.
+    """rows (h, m, n), of m lines each, to (h', k * m, n): what a kernel of k rows sees as it moves down by s rows.
 
-    rows (h, m, n), m lines each, to (h', k * m, n): window Y is rows[Y * s : Y * s + k], all their lines one below the
-    other. With the copies above as lines, window 0 is 1 2, 2 3, 4 5, 5 6 and window 1 is 4 5, 5 6, 7 8, 8 9. Contiguous
-    rows lie so in memory already: this is a view, and nothing is copied.
+    Window Y is rows[Y * s : Y * s + k], all lines one below the other. As rows must be contiguous, these lines follow
+    one another in memory already: the windows are a view, overlap, and cost nothing.
     """
     h, m, n = rows.shape
     row, line, number = rows.strides
@@ -702,8 +694,8 @@ def _windows(rows, k, s=1):
 
 
 def _column_parts(n, per_column):
-    """n columns of a matrix product in slices, where a column takes per_column multiplications. BLAS is fastest with up
-    to 10**6 in a slice, but not with fewer than 1000 columns: rather than that, all columns are one slice."""
+    """Slices of the n columns of a matrix, each of which takes part in per_column multiplications. BLAS is fastest if a
+    product has up to 10**6 of them; but if that is fewer than 1000 columns, one slice of all is faster."""
     longest = 10**6 // per_column
     parts = math.ceil(n / longest) if longest >= 1000 else 1
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
@@ -726,23 +718,23 @@ def _copies_gradient(grad, kernel, h, s):
         copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]
         copies[2] gets  K_1.T @ grad[1] + K_0.T @ 0
 
-    [K_1.T K_0.T] slides down over the rows 0, grad[0], grad[1], 0. This is a convolution of grad with kh - 1 rows of
-    zeros above and below, by the kernel with its rows in reverse order, and it is computed as such. (The columns are
-    not reversed, because _add_row_copies brings each copy back to where it was taken from.)
+    [K_1.T K_0.T] slides down over the rows 0, grad[0], grad[1], 0. So this is a convolution of grad with kh - 1 rows of
+    zeros above and below, by the transposed kernel with its rows in reverse order. It is computed like conv2d, with one
+    product for each row. (The columns are not reversed, because _add_row_copies brings each copy back to its place.)
 
     With a stride, image rows a, a + s, ... are seen by kernel rows a, a + s, ... only: for s = 2 and kh = 3, even rows
-    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride (and if there
-    is no kernel row a, these image rows are not seen).
+    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride. Image rows
+    that no kernel row sees get 0.
     """
     (oh, O, n), (_, C, kh, kw) = grad.shape, kernel.shape
-    rows = np.zeros((kh - 1 + oh + kh - 1, O, n), grad.dtype)
+    rows = np.zeros((oh + 2 * (kh - 1), O, n), grad.dtype)
     rows[kh - 1 : kh - 1 + oh] = grad
     dcopies = np.zeros((h, kw * C, n), grad.dtype)
     for a in range(min(s, kh)):
         reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
         k = reverse.shape[2]
         matrix = reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O)
-        windows = _windows(rows[kh - k : len(rows) - (kh - k)], k)  # k - 1 rows of zeros above and below
+        windows = _windows(rows[kh - k : kh - 1 + oh + k - 1], k)  # grad, with k - 1 rows of zeros above and below
         _products(matrix, windows, dcopies[a::s][: len(windows)])
     return dcopies
 
@@ -751,7 +743,7 @@ def _add_row_copies(copies, W, s):
     """Back from (h, kw, C, ow, N) to an image (h, C, W, N): each pixel is the sum of its copies."""
     h, kw, C, ow, N = copies.shape
     image = np.zeros((h, C, W, N), copies.dtype)
-    # It is image[:, :, j : j + s * ow : s] += copies[:, j] for each j. But NumPy adds slowly to every s-th pixel: so
+    # For each j, it is image[:, :, j : j + s * ow : s] += copies[:, j]. But NumPy adds slowly to every s-th pixel: so
     # the pixels first, first + s, ... are added up in an array of their own, and then put in their places.
     for first in range(min(s, kw)):
         pixels = np.zeros((h, C, len(range(first, W, s)), N), copies.dtype)
@@ -788,8 +780,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     every stride-th pixel, and each matrix begins `stride` image rows below the one before.
 
     The zeros of the padding, and those around the result's gradient, are multiplied, too: with an infinite weight their
-    products are nan. Raises ValueError for shapes that do not fit, an empty w, or a kernel larger than the
-    padded image.
+    products are nan. Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image,
+    or a stride or padding that is too small, TypeError for one that is no integer.
     """
     x, w = as_value(x, "x"), as_value(w, "w")
     b = None if b is None else as_value(b, "b")
@@ -801,13 +793,13 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     children = (x, w) if b is None else (x, w, b)
-    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # and x, as it goes into `padded`
 
     # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous. The
     # result is a view of this, which the next layer need not reorder. Only speed depends on the order of x in memory.
     padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
-    # Kept for the backward pass: kw times the image, but to copy it again would take longer than the product.
+    # copies is kept for the backward pass. It is kw images, but to make it again takes longer than the product below.
     copies = _row_copies(padded, kw, ow, s)
     seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
     out = np.empty((oh, O, ow * N), kernel.dtype)
@@ -824,7 +816,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for part in _column_parts(ow * N, kernel.size):
                 dK_T += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
             w.add_grad(dK_T.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
-        if x.requires_grad:
+        if x.requires_grad:  # seen[Y] would get K.T @ grad[Y], and windows overlap: _copies_gradient adds up
             dcopies = _copies_gradient(grad, kernel, H + 2 * p, s)
             dpadded = _add_row_copies(dcopies.reshape(copies.shape), W + 2 * p, s)
             x.add_grad(dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2))
@@ -839,7 +831,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     gradient (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the gradient. An infinite
     gradient may make the gradient of its whole window nan (inf * 0).
 
-    Raises ValueError unless x has four axes and is at least one window large.
+    Raises ValueError unless x has four axes and is at least one window large, TypeError if stride is no integer.
     """
     x, s = as_value(x, "x"), _integer("stride", stride, 1)
     if x.ndim != 4:
@@ -944,7 +936,8 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                elif not part._prev and (part.requires_grad or not part._op):  # no constant result: it has an _op
+                # A leaf, frozen or not: a constant result has no _prev either, but an _op.
+                elif not part._prev and (part.requires_grad or not part._op):
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
@@ -1002,7 +995,8 @@ LayerType = TypeVar("LayerType", bound=Layer)  # load returns what it was called
 def _members(thing, path=""):
     """The Values and layers in a layer, list, tuple or dict, and in lists, tuples and dicts in it, with their paths."""
     parts = vars(thing) if isinstance(thing, Layer) else thing
-    for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
+    items = parts.items() if isinstance(parts, dict) else enumerate(parts)
+    for key, part in items:
         name = f"{path}.{key}" if path else str(key)
         if isinstance(part, (Value, Layer)):
             yield name, part
@@ -1012,31 +1006,6 @@ def _members(thing, path=""):
 
 def _uniform(fan_in, shape):
     return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
-
-
-def _affine(layer, x):
-    """x @ weight + bias, in the dtype of x."""
-    x, weight = as_value(x, "x"), layer.weight
-    if x.shape[-1:] != weight.shape[:1]:
-        raise ValueError(f"{layer} takes x of shape (..., input_num), got {x.shape}")
-    return x @ weight.astype(x.dtype) + layer.bias.astype(x.dtype)
-
-
-class Neuron(Layer):
-    """tanh(x @ weight + bias): x (..., input_num) to (...), with weight (input_num,) and bias ().
-
-    Raises ValueError for an input_num below 1 or an x of another shape, TypeError for an input_num that is no integer.
-    """
-
-    def __init__(self, input_num: int):
-        n = _integer("input_num", input_num, 1)
-        self.weight, self.bias = _uniform(n, n), _uniform(n, ())
-
-    def forward(self, x: Operand) -> Value:
-        return _affine(self, x).tanh()
-
-    def __repr__(self) -> str:
-        return f"Neuron({', '.join(map(str, self.weight.shape))})"
 
 
 class LinearLayer(Layer):
@@ -1050,14 +1019,31 @@ class LinearLayer(Layer):
         self.weight, self.bias = _uniform(n, (n, m)), _uniform(n, m)
 
     def forward(self, x: Operand) -> Value:
-        return _affine(self, x)
+        x = as_value(x, "x")
+        if x.shape[-1:] != self.weight.shape[:1]:
+            raise ValueError(f"{self} takes x of shape (..., input_num), got {x.shape}")
+        return x @ self.weight.astype(x.dtype) + self.bias.astype(x.dtype)
 
     def __repr__(self) -> str:
-        return f"LinearLayer({', '.join(map(str, self.weight.shape))})"
+        return f"{type(self).__name__}({', '.join(map(str, self.weight.shape))})"
+
+
+class Neuron(LinearLayer):
+    """tanh(x @ weight + bias): x (..., input_num) to (...), with weight (input_num,) and bias ().
+
+    Raises what LinearLayer raises.
+    """
+
+    def __init__(self, input_num: int):
+        n = _integer("input_num", input_num, 1)
+        self.weight, self.bias = _uniform(n, n), _uniform(n, ())
+
+    def forward(self, x: Operand) -> Value:
+        return super().forward(x).tanh()
 
 
 class MLP(Layer):
-    """Linear layers with tanh between them: x (N, input_num) to (N, layer_num[-1]), where (input_num,) is N = 1 sample.
+    """Linear layers with tanh between them: x (N, input_num) to (N, layer_num[-1]); one sample (input_num,) is N = 1.
 
     layer_num is the list of output sizes, one for each layer.
 
@@ -1151,7 +1137,7 @@ class Optimizer:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them first: one may raise
         for p, data in zip(self.parameters, updated):
-            p._data = data  # .data would drop the gradient of a 0-d array, of which NumPy has made a scalar
+            p._data = data  # not .data: NumPy makes a scalar of a 0-d array, and a new type drops the gradient
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1209,7 +1195,7 @@ def _write_arrays(path, arrays):
                 shutil.copymode(target, new)
             with zipfile.ZipFile(file, "w") as archive:  # np.savez cannot save an array that is named file
                 for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:  # 64: more than 2 GiB
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:  # for more than 2 GiB
                         np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
