@@ -400,11 +400,7 @@ class Value:
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
         return largest.reshape([1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept])
 
-    @property
-    def T(self) -> Value:
-        """transpose() without axes."""
-        return self.transpose()
-
+    T = property(transpose)
     __radd__ = __add__  # other + self is self + other
     __rmul__ = __mul__
 
@@ -612,20 +608,18 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-_paused: set[int] = set()  # the threads inside no_grad; usually none, and Value() looks no further
+_paused: list[int] = []  # for each no_grad that was entered, its thread; usually empty, and Value() looks no further
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
     """Inside `with no_grad():` this thread records no graph: results are constants, and keep no operand alive."""
     thread = threading.get_ident()
-    nested = thread in _paused  # then the outer one ends the pause
-    _paused.add(thread)
+    _paused.append(thread)
     try:
         yield
     finally:
-        if not nested:
-            _paused.discard(thread)
+        _paused.remove(thread)
 
 
 # ---- Functions ------------------------------------------------------------------------------------------------------
