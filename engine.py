@@ -59,8 +59,9 @@ class Value:
                    Python floats), float16 becomes float32; float32 and float64 stay, and where two meet, NumPy's
                    rules decide.
                    A Python float stays one: scalar graphs would take four times as long with arrays of one element.
-                   A floating array is not copied: changing elements of it, or of a result, between the forward and the
-                   backward pass can make gradients wrong. Assigning another array of the same shape to `data` cannot.
+                   float32 and float64 arrays are not copied: changing their elements, or those of a result, between
+                   the forward and the backward pass can make gradients wrong. Assigning another array of the same
+                   shape to `data` cannot.
     grad           d(root)/d(this Value), where root is what `backward_all` was called on (its sum, if it is an array),
                    a Python float or an array, of the shape and dtype of `data`. Those of leaves add up over several
                    calls, those of results start afresh. It is zero before the first call, and again when data of
@@ -228,9 +229,8 @@ class Value:
         n = _real("the exponent of **", exponent)
         x = np.asarray(self._data)  # for numbers, too, NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
-        def _backward(grad):  # d(x^n) = n x^(n-1) dx
-            if n:  # else it is 0, also where x^-1 is infinite
-                self.add_grad(grad * (n * x ** (n - 1)))
+        def _backward(grad):  # d(x^n) = n x^(n-1) dx; for n = 0 it is 0, also where x^-1 is infinite
+            self.add_grad(grad * (n * x ** (n - 1)) if n else np.zeros_like(x))
 
         return Value(x**n, (self,), f"**{exponent}", _backward)
 
@@ -323,7 +323,7 @@ class Value:
         before = self.shape
         try:
             out = np.reshape(self._data, shape)
-        except (ValueError, OverflowError):  # the second for a size of 65 bits
+        except ValueError:
             raise ValueError(f"cannot reshape {before} to {shape}") from None
 
         def _backward(grad):  # the same elements, back in their places
@@ -334,17 +334,20 @@ class Value:
     def transpose(self, *axes: int) -> Value:
         """The axes in another order, given as integers or as one tuple or list; without any, in reverse.
 
-        Raises what NumPy raises: TypeError for axes that are no integers, ValueError unless each axis is there once.
+        Raises TypeError for axes that are no integers, ValueError unless each axis is there once.
         """
-        x = np.asarray(self._data)
-        out = x.transpose(*axes)
+        if not axes:
+            axes = range(self.ndim)[::-1]
+        elif isinstance(axes[0], (tuple, list)):
+            (axes,) = axes
+        axes = _axes(tuple(axes), self.ndim)
+        if len(axes) != self.ndim:
+            raise ValueError(f"transpose takes each axis of {self.shape} once, got {axes}")
 
-        def _backward(grad):  # back to where they came from
-            dx = np.empty_like(x)
-            dx.transpose(*axes)[...] = grad  # dx.transpose is a view of dx with grad's shape
-            self.add_grad(dx)
+        def _backward(grad):  # back into the old order: argsort inverts a permutation
+            self.add_grad(np.transpose(grad, np.argsort(axes)))
 
-        return Value(out, (self,), "transpose", _backward)
+        return Value(np.transpose(self._data, axes), (self,), "transpose", _backward)
 
     def __getitem__(self, index) -> Value:
         """What NumPy's indexing picks: integers, slices, None, ..., arrays of integers or booleans.
@@ -396,6 +399,8 @@ class Value:
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
         sizes = [math.prod(self.shape[i] for i in some) for some in (kept, axes)]
+        if sizes[1] == 0:
+            raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
         rows = self.transpose(*kept, *axes).reshape(sizes)  # a row for each element of the result, which is its largest
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
         return largest.reshape([1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept])
@@ -419,7 +424,7 @@ class Value:
     # ---- Where Python expects a number or a sequence ----------------------------------------------------------------
 
     def item(self) -> float:
-        """The only element, as a Python float; also float(v) and f"{v:.4f}". Raises TypeError unless it is one."""
+        """The only element, as a Python float; also float(v) and f"{v:.4f}". Raises TypeError for none or more."""
         if np.size(self.data) != 1:
             raise TypeError(f"a Value of shape {self.shape} is not one number: use .data")
         return float(np.ravel(self.data)[0])
@@ -490,10 +495,12 @@ class Value:
         finally:
             for node, pending in zip(order, before):
                 node._pending = pending
-        # All sums before the first assignment, as a sum may raise.
-        totals = [(None, grad) if node._prev else (node._leaf_total(grad), None) for node, grad in zip(order, grads)]
-        for node, total in zip(order, totals):
-            node._grad, node._new_grad = total
+        # All sums before the first assignment: a sum may raise.
+        leaves = [(node, node._leaf_total(grad)) for node, grad in zip(order, grads) if not node._prev]
+        for node, grad in zip(order, grads):
+            node._grad, node._new_grad = None, grad
+        for leaf, total in leaves:
+            leaf._grad, leaf._new_grad = total, None
 
     backward = backward_all  # micrograd's and PyTorch's name
 
@@ -544,7 +551,7 @@ def as_value(x: Operand, name: str = "an operand", like: Value | None = None) ->
     if isinstance(x, Value):
         return x
     if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
-        x = x.astype(np.result_type(x.dtype, like.dtype))
+        x = x.astype(np.result_type(x.dtype, like.dtype), copy=False)
     constant = Value(x if type(x) is float else _as_data(x, name))
     constant.requires_grad = False
     return constant
@@ -647,6 +654,14 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     return Value(out, values, "stack", _backward)
 
 
+def _output_size(name, shape, kernel, stride, padding):
+    """How often the kernel fits into each axis of the padded image."""
+    sizes = [(n + 2 * padding - k) // stride + 1 for n, k in zip(shape[2:], kernel)]
+    if min(sizes) < 1:
+        raise ValueError(f"{name}: a window of {kernel} is larger than x of shape {shape} with padding {padding}")
+    return sizes
+
+
 # conv2d computes each row of its result as one matrix product. For the image 1 2 3 / 4 5 6 / 7 8 9, kernel a b / c d:
 #
 #     [a b c d]  1 2  = row 0     [a b c d]  4 5  = row 1
@@ -656,14 +671,6 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
 #
 # Its parts come first: _row_copies makes 1 2 and 2 3 of the image row 1 2 3, _windows finds these matrices among all
 # copies, _products multiplies. Images are one contiguous array (row, channel, column, image) in them, s is the stride.
-
-
-def _output_size(name, shape, kernel, stride, padding):
-    """How often the kernel fits into each axis of the padded image."""
-    sizes = [(n + 2 * padding - k) // stride + 1 for n, k in zip(shape[2:], kernel)]
-    if min(sizes) < 1:
-        raise ValueError(f"{name}: a window of {kernel} is larger than x of shape {shape} with padding {padding}")
-    return sizes
 
 
 def _row_copies(image, kw, ow, s):
@@ -689,7 +696,7 @@ def _windows(rows, k, s=1):
 
 def _column_parts(n, per_column):
     """Slices of the n columns of a matrix, each of which takes part in per_column multiplications. BLAS is fastest if a
-    product has up to 10**6 of them; but if that is fewer than 1000 columns, one slice of all is faster."""
+    product has up to 10**6 of them. But if slices could not have 1000 columns then, one slice of all is faster."""
     longest = 10**6 // per_column
     parts = math.ceil(n / longest) if longest >= 1000 else 1
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
@@ -762,8 +769,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     and one product gives that row. For an image of 3 x 3 pixels and the kernel a b / c d:
 
         1 2 3     row 0, seen by column 0:  1 2                   1 2                          4 5
-        4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = out[0]     [a b c d]  5 6  = out[1]
-        7 8 9     row 1, seen by column 0:  4 5                   4 5                          7 8
+        4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = row 0      [a b c d]  5 6  = row 1
+        7 8 9     row 1, seen by column 0:  4 5                   4 5    of the result         7 8    of the result
                          seen by column 1:  5 6                   5 6                          8 9
                   row 2, seen by column 0:  7 8
                          seen by column 1:  8 9
@@ -915,7 +922,7 @@ class Layer:
 
         They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
         is there twice counts once. A leaf whose requires_grad was set to False is not in here, but is saved and loaded;
-        results of operations are not. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
+        results of operations are neither. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
         """
         return {name: leaf for name, leaf in self._leaves().items() if leaf.requires_grad}
 
@@ -1205,15 +1212,15 @@ def _read_arrays(path):
     """The named arrays in an npz file."""
     try:
         content = Path(path).read_bytes()  # np.load would leave a damaged file open
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ValueError(f"cannot load weights from {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
             return {name: np.asarray(archive[name]) for name in archive.files}
-    except OSError as error:  # of the file
-        reason = error.strerror
-    except Exception:  # of its content: zipfile, zlib and NumPy raise a dozen different ones
-        reason = "it is damaged, or no npz file"
-    raise ValueError(f"cannot load weights from {path}: {reason}")
+    except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
+        raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
 
 
 # ---- Checks ---------------------------------------------------------------------------------------------------------
@@ -1253,6 +1260,5 @@ def _axes(axis, ndim):
 # glibc's malloc returns large arrays to the operating system; to fetch them again page by page doubles the time of a
 # step. So it may keep up to 256 MiB, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
 with contextlib.suppress(AttributeError, OSError, TypeError):
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-    mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+    ctypes.CDLL(None).mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    ctypes.CDLL(None).mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD

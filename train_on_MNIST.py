@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
-import inspect
 import math
 import os
 import shlex
@@ -388,14 +387,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sentence(error):
     if isinstance(error, MemoryError):
         return f"out of memory {error}".rstrip()
-    if isinstance(error, OSError):  # of the output: all others have become a ValueError
-        return f"the output cannot be written: {error.strerror or error}"
+    here = Path(__file__).resolve()
+    changed = set(here.parent.glob("*.py")) - {here, here.with_name("engine.py")}  # model.py, and what it may import
     places = traceback.extract_tb(error.__traceback__)
-    in_model = [place for place in places if place.filename == inspect.getfile(CNN)]  # perhaps somebody changed it
-    if isinstance(error, (ValueError, FloatingPointError)) and not in_model:
+    mistakes = [place for place in places if Path(place.filename).resolve() in changed]
+    if not mistakes and isinstance(error, OSError):  # of the output: all others have become a ValueError
+        return f"the output cannot be written: {error.strerror or error}"
+    if not mistakes and isinstance(error, (ValueError, FloatingPointError)):
         return error
-    place = (in_model or places)[-1]
-    return f"{type(error).__name__} in {place.filename}, line {place.lineno}: {error}"
+    place = (mistakes or places)[-1]
+    words = textwrap.shorten(f": {error}", 300)
+    return f"{type(error).__name__} in {place.filename}, line {place.lineno}{words}".rstrip(": ")
 
 
 def _run(args):

@@ -224,6 +224,15 @@ def test_transpose_takes_integers_or_one_tuple(axes):
         np.testing.assert_array_equal(Value(x).transpose(*arguments).data, x.transpose(axes), strict=True)
 
 
+def test_transpose_uses_the_axes_of_the_forward_pass():
+    x = Value(np.zeros((2, 2)))
+    axes, factors = [1, 0], np.arange(4.0).reshape(2, 2)
+    loss = (x.transpose(axes) * factors).sum()
+    axes.reverse()
+    loss.backward_all()
+    np.testing.assert_array_equal(x.grad, factors.T)
+
+
 def test_transpose_without_axes_reverses_them():
     for shape in [(2, 3, 4), (2, 3), (3,), (), (2, 0)]:
         x = np.random.default_rng(8).standard_normal(shape)
@@ -379,7 +388,7 @@ def test_max_counts_nan_as_the_largest():
     ids=str,
 )
 def test_max_of_nothing_is_a_value_error(s, axis):
-    check(lambda: Value(np.zeros(s)).max(axis), VALUE, "argmax of an empty sequence")
+    check(lambda: Value(np.zeros(s)).max(axis), VALUE, r"max.*at least one element.*\(.*0.*\)")
 
 
 @pytest.mark.parametrize("s, axis", [((0, 3), 1), ((3, 0), 0), ((2, 0, 3), (0, 2)), ((0, 2), -1)], ids=str)
@@ -613,17 +622,18 @@ def test_reshape_rejects(call, error, message):
 
 
 @misuse(
-    ("an_axis_twice", (0, 0), VALUE, "repeated axis"),
-    ("an_axis_twice_from_both_ends", (1, -1), VALUE, "repeated axis"),
-    ("too_few", (1,), VALUE, "axes don't match"),
-    ("an_empty_tuple", ((),), VALUE, "axes don't match"),
-    ("too_many", (0, 1, 2), VALUE, "axes don't match"),
-    ("beyond", (0, 2), np.exceptions.AxisError, "axis 2 is out of bounds"),
-    ("before", (0, -3), np.exceptions.AxisError, "axis -3 is out of bounds"),
-    ("fraction", (0.5, 1), TYPE, "integer"),
-    ("boolean", (True, 0), TYPE, "integer"),
-    ("string", ("T",), TYPE, "integer"),
-    ("value", (Value(1.0), 0), TYPE, "integer"),
+    ("an_axis_twice", (0, 0), VALUE, r"axis.*\(0, 0\)"),
+    ("an_axis_twice_from_both_ends", (1, -1), VALUE, r"axis.*\(1, -1\)"),
+    ("too_few", (1,), VALUE, r"transpose.*\(2, 3\).*\(1,\)"),
+    ("an_empty_tuple", ((),), VALUE, r"transpose.*\(2, 3\).*\(\)"),
+    ("too_many", (0, 1, 2), VALUE, r"axis.*\(0, 1, 2\)"),
+    ("beyond", (0, 2), VALUE, r"axis.*\(0, 2\)"),
+    ("before", (0, -3), VALUE, "axis.*-3"),
+    ("fraction", (0.5, 1), TYPE, "axis.*integer.*0.5"),
+    ("boolean", (True, 0), TYPE, "axis.*integer.*True"),
+    ("none", (None,), TYPE, "axis.*integer.*None|transpose"),
+    ("string", ("T",), TYPE, "axis.*integer.*'T'"),
+    ("value", (Value(1.0), 0), TYPE, "axis.*integer"),
 )
 def test_transpose_rejects(call, error, message):
     v = values((2, 3))[0]

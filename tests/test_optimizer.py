@@ -130,6 +130,14 @@ def test_xor_is_learned(seed):
 PARAMETER = Value(1.0)
 
 
+def test_update_keeps_the_gradient_of_a_0d_array():
+    """NumPy makes a scalar of it, which is another type of data. The gradient stays until zero_grad."""
+    x = Value(np.array(2.0))
+    (x * 3.0).backward_all()
+    Optimizer([x]).update(lr=0.5)
+    assert x.data == 0.5 and x.grad == 3
+
+
 @misuse(
     ("nothing", lambda: Optimizer([]), VALUE, "parameters.*none"),
     ("an_empty_iterator", lambda: Optimizer(iter([])), VALUE, "parameters.*none"),

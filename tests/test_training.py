@@ -784,24 +784,37 @@ def test_whatever_ends_a_training_the_weights_are_saved(reason, message, small, 
     CNN().load(path)
 
 
-@pytest.mark.parametrize(
-    "mistake, message",
-    [
-        ("8 * 7 * 8", r"ValueError in .*, line (\d+): cannot reshape \(\d+, 8, 7, 7\) to \(\d+, 448\)"),
-        ("'392'", r"TypeError in .*, line (\d+): a size in reshape must be an integer, got '392'"),
-        ("seven", r"NameError in .*, line (\d+): name 'seven' is not defined"),
-    ],
-)
-def test_a_mistake_in_a_changed_model_is_told_with_its_line(mistake, message, small, tmp_path):
+MISTAKES = {  # in place of the size in model.py's reshape: what the script says, and in which file and line
+    "8 * 7 * 8": ("ValueError", "model.py", r"cannot reshape \(\d+, 8, 7, 7\) to \(\d+, 448\)"),
+    "'392'": ("TypeError", "model.py", "a size in reshape must be an integer, got '392'"),
+    "seven": ("NameError", "model.py", "name 'seven' is not defined"),
+    "open('seven')": ("FileNotFoundError", "model.py", r".*No such file or directory: 'seven'"),
+    "x": ("TypeError", "model.py", r"a size in reshape must be an integer, got Value\(.* \[\.\.\.\]"),
+    "helper.size(x)": ("ZeroDivisionError", "helper.py", ".* by zero"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_changed_model_is_told_in_one_line_with_its_place(mistake, small, tmp_path):
+    error, file, words = MISTAKES[mistake]
     for name in ("engine.py", "train_on_MNIST.py"):
         shutil.copy(ROOT / name, tmp_path)
-    lines = (ROOT / "model.py").read_text(encoding="utf-8").replace("[0], 8 * 7 * 7", f"[0], {mistake}")
-    (tmp_path / "model.py").write_text(lines, encoding="utf-8")
+    model = (ROOT / "model.py").read_text(encoding="utf-8").replace("[0], 8 * 7 * 7", f"[0], {mistake}")
+    model = model.replace("from engine", "import helper\nfrom engine")
+    (tmp_path / "model.py").write_text(model, encoding="utf-8")
+    (tmp_path / "helper.py").write_text("def size(x):\n    return 1 // 0  # helper.size(x)\n", encoding="utf-8")
     command = [sys.executable, str(tmp_path / "train_on_MNIST.py"), "--data", str(small)]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", timeout=60)
-    told = re.fullmatch(f"error: {message}\n", result.stderr)
+    told = re.fullmatch(rf"error: {error} in (.*{re.escape(file)}), line (\d+): {words}\n", result.stderr)
     assert result.returncode == 1 and told, result.stderr
-    assert mistake in lines.splitlines()[int(told[1]) - 1]
+    lines = Path(told[1]).read_text(encoding="utf-8").splitlines()
+    assert mistake in lines[int(told[2]) - 1]
+
+
+def test_an_error_without_words_is_told_with_its_place(small, monkeypatch, capsys):
+    stop(monkeypatch, 3, AssertionError())
+    assert main(["--data", str(small)]) == 1
+    assert re.fullmatch(r"error: AssertionError in .*test_training\.py, line \d+\n", capsys.readouterr().err)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are for Linux")
