@@ -678,8 +678,12 @@ def _row_copies(image, kw, ow, s):
     the ow pixels j, j + s, ..."""
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
-    for j in range(kw):
-        copies[:, j] = image[:, :, j : j + s * ow : s]
+    # For each j, it is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel: so the
+    # pixels first, first + s, ... are picked once, side by side, for all copies that need them.
+    for first in range(min(s, kw)):
+        pixels = np.ascontiguousarray(image[:, :, first::s])
+        for start, j in enumerate(range(first, kw, s)):  # copy j begins at pixel j, which is number `start` of these
+            copies[:, j] = pixels[:, :, start : start + ow]
     return copies
 
 
@@ -741,14 +745,13 @@ def _copies_gradient(grad, kernel, h, s):
 
 
 def _add_row_copies(copies, W, s):
-    """Back from (h, kw, C, ow, N) to an image (h, C, W, N): each pixel is the sum of its copies."""
+    """_row_copies backwards, for gradients: copies (h, kw, C, ow, N) to an image (h, C, W, N), in which each pixel is the
+    sum of its copies."""
     h, kw, C, ow, N = copies.shape
     image = np.zeros((h, C, W, N), copies.dtype)
-    # For each j, it is image[:, :, j : j + s * ow : s] += copies[:, j]. But NumPy adds slowly to every s-th pixel: so
-    # the pixels first, first + s, ... are added up in an array of their own, and then put in their places.
     for first in range(min(s, kw)):
-        pixels = np.zeros((h, C, len(range(first, W, s)), N), copies.dtype)
-        for start, j in enumerate(range(first, kw, s)):  # copy j begins at pixel j, which is number `start` of these
+        pixels = np.zeros_like(image[:, :, first::s])
+        for start, j in enumerate(range(first, kw, s)):
             pixels[:, :, start : start + ow] += copies[:, j]
         image[:, :, first::s] = pixels
     return image
