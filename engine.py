@@ -687,6 +687,18 @@ def _row_copies(image, kw, ow, s):
     return copies
 
 
+def _add_row_copies(copies, W, s):
+    """The way back, for gradients: (h, kw, C, ow, N) to an image (h, C, W, N), each pixel the sum of its copies."""
+    h, kw, C, ow, N = copies.shape
+    image = np.zeros((h, C, W, N), copies.dtype)
+    for first in range(min(s, kw)):
+        pixels = np.zeros_like(image[:, :, first::s])
+        for start, j in enumerate(range(first, kw, s)):
+            pixels[:, :, start : start + ow] += copies[:, j]
+        image[:, :, first::s] = pixels
+    return image
+
+
 def _windows(rows, k, s=1):
     """rows (h, m, n), of m lines each, to (h', k * m, n): what a kernel of k rows sees as it moves down by s rows.
 
@@ -742,19 +754,6 @@ def _copies_gradient(grad, kernel, h, s):
         windows = _windows(rows[kh - k : kh - 1 + oh + k - 1], k)  # grad, with k - 1 rows of zeros above and below
         _products(matrix, windows, dcopies[a::s][: len(windows)])
     return dcopies
-
-
-def _add_row_copies(copies, W, s):
-    """_row_copies backwards, for gradients: copies (h, kw, C, ow, N) to an image (h, C, W, N), in which each pixel is the
-    sum of its copies."""
-    h, kw, C, ow, N = copies.shape
-    image = np.zeros((h, C, W, N), copies.dtype)
-    for first in range(min(s, kw)):
-        pixels = np.zeros_like(image[:, :, first::s])
-        for start, j in enumerate(range(first, kw, s)):
-            pixels[:, :, start : start + ow] += copies[:, j]
-        image[:, :, first::s] = pixels
-    return image
 
 
 def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, padding: int = 0) -> Value:
