@@ -135,7 +135,8 @@ class Value:
 
     @property
     def grad(self) -> np.ndarray | float:
-        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape."""
+        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape; a `_backward`
+        must not assign it."""
         if self._grad is None:
             grad = self._new_grad
             if type(self._data) is float:
@@ -146,6 +147,8 @@ class Value:
 
     @grad.setter
     def grad(self, grad: ArrayLike) -> None:
+        if self._pending is not _CLOSED:
+            raise ValueError("during backward_all, a _backward calls add_grad instead of assigning grad")
         grad = _as_data(grad, "grad")
         try:
             grad = np.broadcast_to(grad, self.shape)
@@ -880,7 +883,8 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     if labels.shape != (n,):
         raise ValueError(f"cross_entropy takes one label for each of the {n} rows of x, got shape {labels.shape}")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must be in 0 ... {classes - 1}, got {labels.min()} ... {labels.max()}")
+        got = f"{labels.min()} ... {labels.max()}"
+        raise ValueError(f"labels must be in 0 ... {classes - 1}, the columns of x, got {got}")
     shifted = x.data - x.data.max(axis=1, keepdims=True)  # (N, classes)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     picked = np.arange(n), labels
@@ -914,7 +918,10 @@ class Layer:
     """
 
     def __call__(self, x: Operand) -> Value:
-        return self.forward(x)
+        out = self.forward(x)
+        if out is None:
+            raise TypeError(f"{type(self).__name__}.forward returned None: is its return missing?")
+        return out
 
     def forward(self, x: Operand) -> Value:
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, x)")
@@ -939,8 +946,7 @@ class Layer:
                 visited.add(id(part))
                 if isinstance(part, Layer):
                     visit(part, name)
-                # A leaf, frozen or not: a constant result has no _prev either, but an _op.
-                elif not part._prev and (part.requires_grad or not part._op):
+                elif _is_leaf(part):
                     if name in found:
                         raise ValueError(f"two parameters of {type(self).__name__} are named {name}")
                     found[name] = part
@@ -954,9 +960,13 @@ class Layer:
 
     @reprlib.recursive_repr("...")
     def __repr__(self) -> str:
-        members = [f"{name}: {part if isinstance(part, Layer) else part.shape}" for name, part in _members(self)]
-        lines = "".join("\n" + member for member in members).replace("\n", "\n  ")  # indents the lines of a member, too
-        return f"{type(self).__name__}({lines}\n)" if members else f"{type(self).__name__}()"
+        members = ""
+        for name, part in _members(self):
+            members += f"\n{name}: {part if isinstance(part, Layer) else part.shape}"
+            if isinstance(part, Value) and not _is_leaf(part):
+                members += ", no parameter"
+        members = members.replace("\n", "\n  ")  # indents the lines of a member, too
+        return f"{type(self).__name__}({members}\n)" if members else f"{type(self).__name__}()"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, frozen ones too, by their names to an npz file of exactly this name.
@@ -993,6 +1003,10 @@ class Layer:
 
 
 LayerType = TypeVar("LayerType", bound=Layer)  # load returns what it was called on
+
+
+def _is_leaf(value):  # also a frozen one; a constant result has no _prev either, but an _op
+    return not value._prev and (value.requires_grad or not value._op)
 
 
 def _members(thing, path=""):

@@ -432,7 +432,7 @@ def _print_header(args, model, training_images, test_images):
     _say(f"{training_images:,} training images and {test_images:,} test images from {name}")
     print(model)
     source = f"weights from {args.load}" if args.load else "new weights"
-    _say(f"{sum(p.data.size for p in model.parameters()):,} parameters, {source}")
+    _say(f"{sum(np.size(p.data) for p in model.parameters()):,} parameters, {source}")
     if args.epochs:
         settings = f"batch size {args.batch_size}, learning rate up to {args.lr:g}, seed {args.seed}"
         _say(f"epochs {args.epochs}, {settings}\n")
@@ -440,11 +440,14 @@ def _print_header(args, model, training_images, test_images):
 
 @contextlib.contextmanager
 def _saved_if_stopped(model, path):
-    """Whatever stops a training, its weights are saved first, unless it diverged; and the live line is cleared."""
+    """Whatever stops a training, its weights are saved first, unless it diverged, or nothing was learned yet and there
+    is a file; and the live line is cleared."""
+    before = [np.copy(p.data) for p in model.parameters()]
     try:
         yield
     except BaseException as stop:
-        worthless = not path or isinstance(stop, FloatingPointError)
+        learned = any(not np.array_equal(a, p.data) for a, p in zip(before, model.parameters()))
+        worthless = not path or isinstance(stop, FloatingPointError) or (path.exists() and not learned)
         if not worthless:
             model.save(path)
         with contextlib.suppress(OSError, ValueError):  # perhaps nothing can be printed: that was the reason
@@ -466,6 +469,8 @@ def _failure(accuracy, losses, y):
 
 def _keep(model, args, failure):
     """Save the weights. Returns the file that they are in, or None, and a line about it."""
+    if args.save and failure and args.save.exists():
+        return None, f"\n{args.save} is kept as it was"
     if args.save:
         model.save(args.save)
         return args.save, f"\nweights saved to {args.save}"
@@ -538,7 +543,12 @@ def _parse(argv):
     add("--lr", default=LR, metavar="X", help="highest learning rate (%(default)s); it rises from 0, then falls to 0")
     add("--seed", default=SEED, metavar="N", help="the same seed prints the same losses (%(default)s)")
     add("--data", type=Path, default=DATA, metavar="DIR", help="folder of four files in MNIST's format, gzipped or not")
-    add("--save", type=Path, metavar="FILE", help=f"write the weights here, after Ctrl-C too (on a terminal {LAST})")
+    add(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help=f"write the weights here, after Ctrl-C too (default: {LAST}, on a terminal, at the end)",
+    )
     add("--load", type=Path, metavar="FILE", help="start from the weights in this file")
     add("--show", action="store_true", help="draw images that it gets wrong, and more (on a terminal always)")
     args = parser.parse_args(argv)

@@ -914,6 +914,19 @@ def test_hundreds_of_cnn_steps_keep_nothing_alive():
         gc.enable()
 
 
+def test_a_backward_that_assigns_grad_instead_of_calling_add_grad_is_refused():
+    x = Value(np.array([1.0, 2.0]))
+    doubled = x * 2
+
+    def _backward(grad):
+        doubled.grad += np.cos(doubled.data) * grad
+
+    y = Value(np.sin(doubled.data), (doubled,), "sin", _backward)
+    check(y.backward_all, VALUE, "add_grad instead of assigning grad")
+    x.grad = 3.0  # afterwards it may be assigned
+    np.testing.assert_array_equal(x.grad, [3, 3])
+
+
 def test_a_pass_keeps_no_gradient_beside_the_leafs_own():
     x, handed = Value(np.array([1.0, 2.0])), []
 

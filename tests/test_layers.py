@@ -469,6 +469,27 @@ def test_forward_that_is_missing_is_named():
     check(lambda: Layer()(1.0), NotImplementedError, "^Layer must define forward")
 
 
+def test_forward_that_returns_nothing_is_named():
+    class Forgetful(Layer):
+        def forward(self, x):
+            x * 2  # noqa: B018
+
+    check(lambda: Forgetful()(1.0), TYPE, "^Forgetful.forward returned None: is its return missing")
+
+
+def test_repr_says_which_values_are_no_parameters():
+    class Scaled(Layer):
+        def __init__(self):
+            self.frozen = Value(2.0)
+            self.frozen.requires_grad = False
+            self.linear = LinearLayer(2, 1)
+            self.result = Value(np.ones(3)) * 0.1
+            self.constant = as_value(2.0) * 3.0
+
+    lines = ["frozen: ()", "linear: LinearLayer(2, 1)", "result: (3,), no parameter", "constant: (), no parameter"]
+    assert repr(Scaled()) == "Scaled(\n  " + "\n  ".join(lines) + "\n)"
+
+
 def test_reprs_show_the_architecture():
     assert repr(Neuron(3)) == "Neuron(3)"
     assert repr(LinearLayer(3, 4)) == "LinearLayer(3, 4)"
@@ -489,7 +510,7 @@ def test_repr_of_a_network_of_ones_own():
         "  shift: (2,)\n"
         "  bias: (2,)\n"
         "  constant: (2,)\n"
-        "  result: ()\n"
+        "  result: (), no parameter\n"
         ")"
     )
     assert repr(Two(Two(None, Neuron(2)), None)) == "Two(\n  first: Two(\n    second: Neuron(2)\n  )\n)"

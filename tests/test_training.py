@@ -784,6 +784,43 @@ def test_whatever_ends_a_training_the_weights_are_saved(reason, message, small, 
     CNN().load(path)
 
 
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, AttributeError("conv9"), ValueError("wrong")])
+def test_stop_before_anything_is_learned_keeps_the_file_that_is_there(reason, small, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "weights.npz"
+    CNN().save(path)
+    before = path.read_bytes()
+    stop(monkeypatch, 1, reason)
+    assert main(["--data", str(small), "--save", str(path)]) != 0
+    assert path.read_bytes() == before and "saved" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_weights_that_are_no_better_than_guessing_replace_no_file(exists, small, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "weights.npz"
+    if exists:
+        path.write_bytes(b"better ones")
+    learn(monkeypatch, 0.15)
+    assert main(["--data", str(small), "--save", str(path)]) == 0
+    output = capsys.readouterr().out
+    assert "It learned nothing" in output
+    if exists:
+        assert path.read_bytes() == b"better ones" and f"{path} is kept as it was" in " ".join(output.split())
+    else:
+        CNN().load(path)
+
+
+def test_a_parameter_that_is_a_number_is_counted(small, monkeypatch, capsys):
+    class Scaled(CNN):
+        def __init__(self):
+            super().__init__()
+            self.scale = Value(1.0)
+
+    monkeypatch.setattr(script, "CNN", Scaled)
+    learn(monkeypatch)
+    assert main(["--data", str(small)]) == 0
+    assert "4,267 parameters, new weights" in capsys.readouterr().out
+
+
 MISTAKES = {  # in place of the size in model.py's reshape: what the script says, and in which file and line
     "8 * 7 * 8": ("ValueError", "model.py", r"cannot reshape \(\d+, 8, 7, 7\) to \(\d+, 448\)"),
     "'392'": ("TypeError", "model.py", "a size in reshape must be an integer, got '392'"),
