@@ -135,8 +135,10 @@ class Value:
 
     @property
     def grad(self) -> np.ndarray | float:
-        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape; a `_backward`
-        must not assign it."""
+        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape.
+
+        Raises ValueError for an assignment in a `_backward`, which calls add_grad instead.
+        """
         if self._grad is None:
             grad = self._new_grad
             if type(self._data) is float:

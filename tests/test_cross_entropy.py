@@ -100,6 +100,10 @@ def test_cross_entropy_rejects_masked_labels(dtype, mask):
     check(lambda: entropy(labels), TYPE, "^labels must be integers.*MaskedArray")
 
 
+def test_labels_that_x_has_no_column_for_are_told_with_the_columns():
+    check(lambda: cross_entropy(np.zeros((2, 9)), [0, 9]), VALUE, "0 ... 8, the columns of x, got 0 ... 9")
+
+
 def test_cross_entropy_rejects_masked_logits():
     for data in (np.ma.array([[1.0, 2.0]], mask=[[0, 1]]), np.ma.array([[1, 2]], mask=[[0, 1]])):
         check(lambda data=data: cross_entropy(data, [0]), TYPE, "^x must be real numbers.*MaskedArray")
