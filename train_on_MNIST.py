@@ -417,7 +417,7 @@ def _run(args):
         failure = _failure(accuracy, losses, y_test)
     else:
         accuracy = evaluate(model, X_test, y_test)
-    path, notice = _keep(model, args, failure)
+    path, notice = _keep(model, args, failure, _is_guessing(accuracy, y_test))
     _say(f"\ntest accuracy {100 * accuracy:.2f} %{duration}{notice}")
     if args.show or _interactive():
         show(model, X_test, y_test)
@@ -457,19 +457,23 @@ def _saved_if_stopped(model, path):
         raise
 
 
+def _is_guessing(accuracy, y):
+    guessing = np.bincount(y).max() / len(y)  # always the most frequent label
+    return accuracy < guessing + 0.1 * (1 - guessing)  # untrained networks are right about up to a fifth of MNIST
+
+
 def _failure(accuracy, losses, y):
     """A sentence about a training that learned nothing, or nothing."""
-    guessing = np.bincount(y).max() / len(y)  # always the most frequent label
-    if accuracy < guessing + 0.1 * (1 - guessing):  # untrained networks are right about up to a fifth of MNIST
+    if _is_guessing(accuracy, y):
         return "It learned nothing: that is hardly better than guessing. Try another --lr, or more --epochs."
     if losses[-1] > losses[0]:
         return f"It learned nothing: the loss rose from {losses[0]:.4f} to {losses[-1]:.4f}. Try a smaller --lr."
     return ""
 
 
-def _keep(model, args, failure):
+def _keep(model, args, failure, guessing):
     """Save the weights. Returns the file that they are in, or None, and a line about it."""
-    if args.save and failure and args.save.exists():
+    if args.save and args.epochs and guessing and args.save.exists():
         return None, f"\n{args.save} is kept as it was"
     if args.save:
         model.save(args.save)

@@ -809,6 +809,15 @@ def test_weights_that_are_no_better_than_guessing_replace_no_file(exists, small,
         CNN().load(path)
 
 
+def test_weights_of_a_loss_that_rose_are_saved_as_asked(small, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "weights.npz"
+    path.write_bytes(b"older ones")
+    learn(monkeypatch, 0.9, (0.5, 0.75))
+    assert main(["--data", str(small), "--save", str(path)]) == 0
+    assert "It learned nothing: the loss rose" in " ".join(capsys.readouterr().out.split())
+    CNN().load(path)
+
+
 def test_a_parameter_that_is_a_number_is_counted(small, monkeypatch, capsys):
     class Scaled(CNN):
         def __init__(self):
