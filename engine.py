@@ -10,8 +10,8 @@ two would hold each other, and the arrays of a training step would stay until th
 operands, and the arrays that it needs as they are in the forward pass: assigning others to `data` later does not change
 the gradients.
 
-    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, numbers and
-                 sequences, backward
+    Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, backward, data
+                 and shape, numbers and sequences
     data         as_value: what a Value holds
     graph        topological_order, unbroadcast, no_grad
     functions    stack, conv2d, max_pooling, cross_entropy
@@ -121,64 +121,6 @@ class Value:
         self._backward = _backward
         self.requires_grad = requires_grad
         self.label = label
-
-    @property
-    def data(self) -> np.ndarray | float:
-        return self._data
-
-    @data.setter
-    def data(self, data: ArrayLike) -> None:
-        before = type(self._data), self.shape, self.dtype
-        self._data = _as_data(data)
-        if (type(self._data), self.shape, self.dtype) != before:
-            self._grad = self._new_grad = None  # they belong to the data before
-
-    @property
-    def grad(self) -> np.ndarray | float:
-        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape.
-
-        Raises ValueError for an assignment in a `_backward`, which calls add_grad instead.
-        """
-        if self._grad is None:
-            grad = self._new_grad
-            if type(self._data) is float:
-                self._grad = 0.0 if grad is None else grad
-            else:
-                self._grad = np.zeros_like(self._data) if grad is None else np.array(grad, self.dtype)
-        return self._grad
-
-    @grad.setter
-    def grad(self, grad: ArrayLike) -> None:
-        if self._pending is not _CLOSED:
-            raise ValueError("during backward_all, a _backward calls add_grad instead of assigning grad")
-        grad = _as_data(grad, "grad")
-        try:
-            grad = np.broadcast_to(grad, self.shape)
-        except ValueError:
-            raise ValueError(f"grad must have data's shape {self.shape}, got {np.shape(grad)}") from None
-        self._grad = float(grad) if type(self._data) is float else np.array(grad, self.dtype)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return () if type(self._data) is float else self._data.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(float) if type(self._data) is float else self._data.dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __repr__(self) -> str:
-        text = np.array2string(self._data, separator=", ", prefix="Value(") if self.ndim else str(self._data)
-        if type(self._data) is not float:
-            text += f", shape={self.shape}, dtype={self.dtype}"
-        if self.label:
-            text += f", label={self.label!r}"
-        if self._grad is not None or self._new_grad is not None:
-            text += f", grad={np.array2string(self.grad, separator=', ') if self.ndim else self.grad}"
-        return f"Value({text})"
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
     # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
@@ -426,51 +368,6 @@ class Value:
     def __rpow__(self, other: Operand):
         raise TypeError("the exponent of ** must be a real number, got a Value")
 
-    # ---- Where Python expects a number or a sequence ----------------------------------------------------------------
-
-    def item(self) -> float:
-        """The only element, as a Python float; also float(v) and f"{v:.4f}". Raises TypeError for none or more."""
-        if np.size(self.data) != 1:
-            raise TypeError(f"a Value of shape {self.shape} is not one number: use .data")
-        return float(np.ravel(self.data)[0])
-
-    __float__ = item
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec else str(self)
-
-    def __lt__(self, other: Operand) -> np.ndarray | np.bool_:
-        return np.less(self.data, as_value(other).data)
-
-    def __le__(self, other: Operand) -> np.ndarray | np.bool_:
-        return np.less_equal(self.data, as_value(other).data)
-
-    def __gt__(self, other: Operand) -> np.ndarray | np.bool_:
-        return np.greater(self.data, as_value(other).data)
-
-    def __ge__(self, other: Operand) -> np.ndarray | np.bool_:
-        return np.greater_equal(self.data, as_value(other).data)
-
-    def __bool__(self) -> bool:
-        return bool(self.data)
-
-    def __len__(self) -> int:
-        return len(np.asarray(self.data))
-
-    def __iter__(self) -> Iterator[Value]:
-        return (self[i] for i in range(len(self)))
-
-    def __array__(self, *args, **kwargs):
-        raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
-
-    def __getstate__(self):
-        """For copy and pickle. A copied graph would share its closures, which add to the original's leaves."""
-        if self._prev:
-            raise TypeError(f"the result of {self._op!r} cannot be copied or pickled with its graph: copy its .data")
-        state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
-        state["_grad"] = copy.copy(self._grad)  # also in a shallow copy, each Value's gradient is its own array
-        return None, state  # as pickle wants it: the state of a __dict__, and of the slots
-
     # ---- Backward ---------------------------------------------------------------------------------------------------
 
     def backward_all(self) -> None:
@@ -535,6 +432,111 @@ class Value:
             raise ValueError("add_grad takes gradients of a result's _children only, during backward_all")
         else:  # not +=: others may hold the array
             self._pending = self._pending + grad
+
+    @property
+    def grad(self) -> np.ndarray | float:
+        """The gradient, of data's shape and dtype. What is assigned is copied, and broadcast to data's shape.
+
+        Raises ValueError for an assignment in a `_backward`, which calls add_grad instead.
+        """
+        if self._grad is None:
+            grad = self._new_grad
+            if type(self._data) is float:
+                self._grad = 0.0 if grad is None else grad
+            else:
+                self._grad = np.zeros_like(self._data) if grad is None else np.array(grad, self.dtype)
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: ArrayLike) -> None:
+        if self._pending is not _CLOSED:
+            raise ValueError("during backward_all, a _backward calls add_grad instead of assigning grad")
+        grad = _as_data(grad, "grad")
+        try:
+            grad = np.broadcast_to(grad, self.shape)
+        except ValueError:
+            raise ValueError(f"grad must have data's shape {self.shape}, got {np.shape(grad)}") from None
+        self._grad = float(grad) if type(self._data) is float else np.array(grad, self.dtype)
+
+    # ---- Data, shape and text ---------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> np.ndarray | float:
+        return self._data
+
+    @data.setter
+    def data(self, data: ArrayLike) -> None:
+        before = type(self._data), self.shape, self.dtype
+        self._data = _as_data(data)
+        if (type(self._data), self.shape, self.dtype) != before:
+            self._grad = self._new_grad = None  # they belong to the data before
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return () if type(self._data) is float else self._data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(float) if type(self._data) is float else self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __repr__(self) -> str:
+        text = np.array2string(self._data, separator=", ", prefix="Value(") if self.ndim else str(self._data)
+        if type(self._data) is not float:
+            text += f", shape={self.shape}, dtype={self.dtype}"
+        if self.label:
+            text += f", label={self.label!r}"
+        if self._grad is not None or self._new_grad is not None:
+            text += f", grad={np.array2string(self.grad, separator=', ') if self.ndim else self.grad}"
+        return f"Value({text})"
+
+    # ---- Where Python expects a number or a sequence ----------------------------------------------------------------
+
+    def item(self) -> float:
+        """The only element, as a Python float; also float(v) and f"{v:.4f}". Raises TypeError for none or more."""
+        if np.size(self.data) != 1:
+            raise TypeError(f"a Value of shape {self.shape} is not one number: use .data")
+        return float(np.ravel(self.data)[0])
+
+    __float__ = item
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __lt__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.less(self.data, as_value(other).data)
+
+    def __le__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.less_equal(self.data, as_value(other).data)
+
+    def __gt__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.greater(self.data, as_value(other).data)
+
+    def __ge__(self, other: Operand) -> np.ndarray | np.bool_:
+        return np.greater_equal(self.data, as_value(other).data)
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __len__(self) -> int:
+        return len(np.asarray(self.data))
+
+    def __iter__(self) -> Iterator[Value]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("a Value does not turn into an array, its gradient would be lost: use .data, or stack()")
+
+    def __getstate__(self):
+        """For copy and pickle. A copied graph would share its closures, which add to the original's leaves."""
+        if self._prev:
+            raise TypeError(f"the result of {self._op!r} cannot be copied or pickled with its graph: copy its .data")
+        state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
+        state["_grad"] = copy.copy(self._grad)  # also in a shallow copy, each Value's gradient is its own array
+        return None, state  # as pickle wants it: the state of a __dict__, and of the slots
 
 
 _CLOSED = False  # _pending where add_grad refuses. (An object() would be another one in a deep copy of a Value.)
@@ -683,12 +685,11 @@ def _row_copies(image, kw, ow, s):
     the ow pixels j, j + s, ..."""
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
-    # For each j, it is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel: so the
-    # pixels first, first + s, ... are picked once, side by side, for all copies that need them.
-    for first in range(min(s, kw)):
-        pixels = np.ascontiguousarray(image[:, :, first::s])
-        for start, j in enumerate(range(first, kw, s)):  # copy j begins at pixel j, which is number `start` of these
-            copies[:, j] = pixels[:, :, start : start + ow]
+    # It is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel: so the pixels
+    # first, first + s, ... are picked once, side by side, for all copies that begin at one of them.
+    pixels = [np.ascontiguousarray(image[:, :, first::s]) for first in range(min(s, kw))]
+    for j in range(kw):
+        copies[:, j] = pixels[j % s][:, :, j // s : j // s + ow]
     return copies
 
 
@@ -696,11 +697,11 @@ def _add_row_copies(copies, W, s):
     """The way back, for gradients: (h, kw, C, ow, N) to an image (h, C, W, N), each pixel the sum of its copies."""
     h, kw, C, ow, N = copies.shape
     image = np.zeros((h, C, W, N), copies.dtype)
-    for first in range(min(s, kw)):
-        pixels = np.zeros_like(image[:, :, first::s])
-        for start, j in enumerate(range(first, kw, s)):
-            pixels[:, :, start : start + ow] += copies[:, j]
-        image[:, :, first::s] = pixels
+    pixels = [np.zeros_like(image[:, :, first::s]) for first in range(min(s, kw))]
+    for j in range(kw):
+        pixels[j % s][:, :, j // s : j // s + ow] += copies[:, j]
+    for first, total in enumerate(pixels):
+        image[:, :, first::s] = total
     return image
 
 
