@@ -48,6 +48,7 @@ __all__ += ["max_pooling", "cross_entropy", "Layer", "Neuron", "LinearLayer", "M
 __all__ += ["draw_graph"]
 
 Operand = Union["Value", ArrayLike]  # what an operation takes: numbers and arrays are constants
+_CLOSED = False  # Value._pending outside of backward_all. (An object() would be another one in a deep copy.)
 
 
 class Value:
@@ -55,17 +56,17 @@ class Value:
 
     A leaf is made by you, a result by an operation. Either of them is a constant if it needs no gradient.
 
-    data           a Python float, or a floating NumPy array or scalar. Integers and booleans become float64 (numbers:
-                   Python floats), float16 becomes float32; float32 and float64 stay, and where two meet, NumPy's
+    data           a Python float, or a floating NumPy array or scalar. Numbers become Python floats, arrays of integers
+                   or booleans float64, float16 becomes float32. float32 and float64 stay, and where two meet, NumPy's
                    rules decide.
                    A Python float stays one: scalar graphs would take four times as long with arrays of one element.
                    float32 and float64 arrays are not copied: changing their elements, or those of a result, between
                    the forward and the backward pass can make gradients wrong. Assigning another array of the same
                    shape to `data` cannot.
-    grad           d(root)/d(this Value), where root is what `backward_all` was called on (its sum, if it is an array),
-                   a Python float or an array, of the shape and dtype of `data`. Those of leaves add up over several
-                   calls, those of results start afresh. It is zero before the first call, and again when data of
-                   another type, shape or dtype are assigned.
+    grad           d(root)/d(this Value), where root is what `backward_all` was called on, or its sum, if root is an
+                   array. It has data's type, shape and dtype. Gradients of leaves add up over several calls, those of
+                   results start afresh. It is zero before the first call, and again when data of another type, shape
+                   or dtype are assigned.
     requires_grad  False for a constant: what `as_value` made of a number or an array, what was computed from constants
                    only, or under `no_grad`. Set it to False to freeze a leaf.
     label          a name, for `draw_graph`.
@@ -113,9 +114,9 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = None  # None is zero
-        self._new_grad = None  # a result's gradient, copied only when `grad` is read: other Values may hold this array
-        self._pending = _CLOSED  # in backward_all: the sum so far, None for zero. Else add_grad refuses to add
+        self._grad = None  # this Value's own array, or None for zero
+        self._new_grad = None  # a result's gradient, which other Values may hold, too: copied when `grad` is read
+        self._pending = _CLOSED  # during backward_all the sum of what add_grad got so far, or None for zero
         self._prev = _children  # empty for a leaf, and for a result that is a constant
         self._op = _op
         self._backward = _backward
@@ -150,7 +151,7 @@ class Value:
     def __mul__(self, other: Operand) -> Value:
         if type(other) is not Value:
             other = as_value(other, like=self)
-        a, b = self._data, other._data
+        a, b = self._data, other._data  # now: data may be assigned anew before _backward
 
         def _backward(grad):  # d(a b) = b da + a db
             self.add_grad(grad * b)
@@ -202,10 +203,10 @@ class Value:
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); of a vector, m = 1, which add_grad sums
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector m is 1, and add_grad drops it
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # of a vector, p = 1, dropped here
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # for a vector p is 1
 
         return Value(out, (self, other), "@", _backward)
 
@@ -313,7 +314,7 @@ class Value:
         return Value(out, (self,), "[]", _backward)
 
     def astype(self, dtype: DTypeLike) -> Value:
-        """The same numbers in another floating dtype; self if it is that of data. The gradient comes back in data's.
+        """The same numbers in another floating dtype; self, if it is data's. The gradient comes back in data's dtype.
 
         Raises TypeError for a dtype that a Value does not hold, such as int or float16.
         """
@@ -328,7 +329,7 @@ class Value:
 
         return Value(np.asarray(self._data).astype(dtype), (self,), "astype", _backward)
 
-    # ---- Composed: from the primitives, so that they need no gradient of their own. ---------------------------------
+    # ---- Composed: from the primitives, so that they need no _backward of their own. --------------------------------
 
     def __neg__(self) -> Value:
         return self * -1.0
@@ -345,10 +346,10 @@ class Value:
         if not axes:  # a number, which stays a Python float, or axis=()
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
-        sizes = [math.prod(self.shape[i] for i in some) for some in (kept, axes)]
+        sizes = [math.prod(self.shape[i] for i in group) for group in (kept, axes)]
         if sizes[1] == 0:
             raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
-        rows = self.transpose(*kept, *axes).reshape(sizes)  # a row for each element of the result, which is its largest
+        rows = self.transpose(*kept, *axes).reshape(sizes)  # for each element of the result, a row to pick it from
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
         return largest.reshape([1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept])
 
@@ -382,7 +383,7 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
-        before = [node._pending for node in order]  # _CLOSED, or the sum in an outer pass
+        before = [node._pending for node in order]  # _CLOSED, or a sum, if a _backward called this
         grads = []
         try:
             for node in order:
@@ -397,17 +398,18 @@ class Value:
         finally:
             for node, pending in zip(order, before):
                 node._pending = pending
-        # All sums before the first assignment: a sum may raise.
-        leaves = [(node, node._leaf_total(grad)) for node, grad in zip(order, grads) if not node._prev]
-        for node, grad in zip(order, grads):
-            node._grad, node._new_grad = None, grad
-        for leaf, total in leaves:
-            leaf._grad, leaf._new_grad = total, None
+        # All totals before the first assignment: one may raise (np.errstate).
+        totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
+        for node, total in zip(order, totals):
+            if node._prev:
+                node._grad, node._new_grad = None, total
+            else:
+                node._grad = total
 
     backward = backward_all  # micrograd's and PyTorch's name
 
     def _leaf_total(self, grad):
-        """The gradient so far and what this pass found, as a leaf's own array."""
+        """The gradient of earlier passes and of this one, as a leaf's own array."""
         if grad is None:
             return self._grad
         total = grad if self._grad is None else self._grad + grad
@@ -539,9 +541,6 @@ class Value:
         return None, state  # as pickle wants it: the state of a __dict__, and of the slots
 
 
-_CLOSED = False  # _pending where add_grad refuses. (An object() would be another one in a deep copy of a Value.)
-
-
 def _missing_backward(grad):
     raise ValueError("a Value was made with _children but without a _backward")
 
@@ -552,14 +551,14 @@ def _missing_backward(grad):
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become float64. With `like`, they get the dtype of NumPy's result for the two (int8 and
-    float32: float32). Raises TypeError as Value does, with this name for x.
+    Integer and boolean arrays become float64, but beside a Value, `like`, what NumPy makes of the two dtypes (of int8
+    and float32: float32). Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
         return x
     if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
         x = x.astype(np.result_type(x.dtype, like.dtype), copy=False)
-    constant = Value(x if type(x) is float else _as_data(x, name))
+    constant = Value(x if type(x) is float else _as_data(x, name))  # Value's own check would not know the name
     constant.requires_grad = False
     return constant
 
@@ -650,7 +649,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
     shapes = [v.shape for v in values]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack takes one or more Values of the same shape, got shapes {shapes}")
-    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # as a tuple: _axes alone would take None or a tuple
+    (axis,) = _axes((axis,), len(shapes[0]) + 1)  # in a tuple, so that None and tuples are refused
     arrays = [v.data for v in values]
 
     def _backward(grad):  # each value gets its part
@@ -677,7 +676,8 @@ def _output_size(name, shape, kernel, stride, padding):
 #                5 6                         8 9
 #
 # Its parts come first: _row_copies makes 1 2 and 2 3 of the image row 1 2 3, _windows finds these matrices among all
-# copies, _products multiplies. Images are one contiguous array (row, channel, column, image) in them, s is the stride.
+# copies, _products multiplies. In them, images are one contiguous array with the axes (row, channel, column, image), s
+# is the stride, and oh and ow are the height and width of the result.
 
 
 def _row_copies(image, kw, ow, s):
@@ -685,8 +685,8 @@ def _row_copies(image, kw, ow, s):
     the ow pixels j, j + s, ..."""
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
-    # It is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel: so the pixels
-    # first, first + s, ... are picked once, side by side, for all copies that begin at one of them.
+    # This is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel. So they are put
+    # side by side first: pixel j + s * X of the image is number j // s + X of pixels[j % s].
     pixels = [np.ascontiguousarray(image[:, :, first::s]) for first in range(min(s, kw))]
     for j in range(kw):
         copies[:, j] = pixels[j % s][:, :, j // s : j // s + ow]
@@ -708,17 +708,20 @@ def _add_row_copies(copies, W, s):
 def _windows(rows, k, s=1):
     """rows (h, m, n), of m lines each, to (h', k * m, n): what a kernel of k rows sees as it moves down by s rows.
 
-    Window Y is rows[Y * s : Y * s + k], all lines one below the other. As rows must be contiguous, these lines follow
-    one another in memory already: the windows are a view, overlap, and cost nothing.
+    Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows is contiguous, so these lines follow one
+    another in memory already: the windows are a view, overlap, and cost nothing.
     """
     h, m, n = rows.shape
-    row, line, number = rows.strides
+    row, line, number = rows.strides  # how many bytes lie between one and the next
     return np.ndarray(((h - k) // s + 1, k * m, n), rows.dtype, buffer=rows, strides=(s * row, line, number))
 
 
 def _column_parts(n, per_column):
-    """Slices of the n columns of a matrix, each of which takes part in per_column multiplications. BLAS is fastest if a
-    product has up to 10**6 of them. But if slices could not have 1000 columns then, one slice of all is faster."""
+    """Slices of the n columns of a matrix, for a product that does per_column multiplications for each column.
+
+    BLAS is fastest at products of up to 10**6 multiplications. Where that would be fewer than 1000 columns, it is
+    fastest with all of them at once.
+    """
     longest = 10**6 // per_column
     parts = math.ceil(n / longest) if longest >= 1000 else 1
     return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
@@ -730,7 +733,7 @@ def _products(matrix, windows, out):
         np.matmul(matrix, windows[:, :, part], out=out[:, :, part])
 
 
-def _copies_gradient(grad, kernel, h, s):
+def _gradient_of_copies(grad, kernel, h, s):
     """The gradient of all row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n). n is ow * N.
 
     Let copies[r] be the copies of image row r, and K_i (O, kw * C) kernel row i. Row Y of the result is the sum over i
@@ -758,7 +761,7 @@ def _copies_gradient(grad, kernel, h, s):
         k = reverse.shape[2]
         matrix = reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O)
         windows = _windows(rows[kh - k : kh - 1 + oh + k - 1], k)  # grad, with k - 1 rows of zeros above and below
-        _products(matrix, windows, dcopies[a::s][: len(windows)])
+        _products(matrix, windows, dcopies[a::s][: len(windows)])  # no kernel row sees those below: they stay 0
     return dcopies
 
 
@@ -784,8 +787,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
                          seen by column 1:  8 9
 
     With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So in the matrix
-    for row Y of the result, row (i * kw + j) * C + c is what kernel cell (i, j) sees of channel c, and column X * N + n
-    is for pixel X of image n: there stands padded[n, c, Y * stride + i, X * stride + j]. With a stride, a copy has only
+    for row Y of the result, line (i * kw + j) * C + c is what kernel cell (i, j) sees of channel c, and its number
+    X * N + n is for pixel X of image n: padded[n, c, Y * stride + i, X * stride + j]. With a stride, a copy has only
     every stride-th pixel, and each matrix begins `stride` image rows below the one before.
 
     The zeros of the padding, and those around the result's gradient, are multiplied, too: with an infinite weight their
@@ -802,17 +805,18 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     children = (x, w) if b is None else (x, w, b)
-    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # and x, as it goes into `padded`
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
 
     # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous. The
     # result is a view of this, which the next layer need not reorder. Only speed depends on the order of x in memory.
-    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
+    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)  # which casts x, too
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
     # copies is kept for the backward pass. It is kw images, but to make it again takes longer than the product below.
     copies = _row_copies(padded, kw, ow, s)
     seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
     out = np.empty((oh, O, ow * N), kernel.dtype)
-    _products(kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C), seen, out)
+    K = kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C)
+    _products(K, seen, out)
     if b is not None:
         out += b.data[:, None]
 
@@ -825,8 +829,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for part in _column_parts(ow * N, kernel.size):
                 dK_T += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
             w.add_grad(dK_T.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
-        if x.requires_grad:  # seen[Y] would get K.T @ grad[Y], and windows overlap: _copies_gradient adds up
-            dcopies = _copies_gradient(grad, kernel, H + 2 * p, s)
+        if x.requires_grad:  # seen[Y] would get K.T @ grad[Y], and windows overlap: _gradient_of_copies adds up
+            dcopies = _gradient_of_copies(grad, kernel, H + 2 * p, s)
             dpadded = _add_row_copies(dcopies.reshape(copies.shape), W + 2 * p, s)
             x.add_grad(dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2))
 
@@ -901,6 +905,28 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
+
+
+def _is_leaf(value):
+    """Whether the Value was made by hand, frozen or not. (A constant result has no _prev either, but it has an _op.)"""
+    return not value._prev and (value.requires_grad or not value._op)
+
+
+def _members(thing, path=""):
+    """The Values and layers in a layer, list, tuple or dict, and in lists, tuples and dicts in it, with their paths."""
+    parts = vars(thing) if isinstance(thing, Layer) else thing
+    items = parts.items() if isinstance(parts, dict) else enumerate(parts)
+    for key, part in items:
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(part, (Value, Layer)):
+            yield name, part
+        elif isinstance(part, (list, tuple, dict)):
+            yield from _members(part, name)
+
+
+def _uniform(shape, fan_in):
+    """A parameter of a new layer; fan_in is the number of inputs of one output. The range is PyTorch's."""
+    return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
 
 
 class Layer:
@@ -1008,26 +1034,6 @@ class Layer:
 LayerType = TypeVar("LayerType", bound=Layer)  # load returns what it was called on
 
 
-def _is_leaf(value):  # also a frozen one; a constant result has no _prev either, but an _op
-    return not value._prev and (value.requires_grad or not value._op)
-
-
-def _members(thing, path=""):
-    """The Values and layers in a layer, list, tuple or dict, and in lists, tuples and dicts in it, with their paths."""
-    parts = vars(thing) if isinstance(thing, Layer) else thing
-    items = parts.items() if isinstance(parts, dict) else enumerate(parts)
-    for key, part in items:
-        name = f"{path}.{key}" if path else str(key)
-        if isinstance(part, (Value, Layer)):
-            yield name, part
-        elif isinstance(part, (list, tuple, dict)):
-            yield from _members(part, name)
-
-
-def _uniform(fan_in, shape):
-    return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
-
-
 class LinearLayer(Layer):
     """x @ weight + bias: x (..., input_num) to (..., output_num); weight (input_num, output_num), bias (output_num,).
 
@@ -1036,7 +1042,7 @@ class LinearLayer(Layer):
 
     def __init__(self, input_num: int, output_num: int):
         n, m = _integer("input_num", input_num, 1), _integer("output_num", output_num, 1)
-        self.weight, self.bias = _uniform(n, (n, m)), _uniform(n, m)
+        self.weight, self.bias = _uniform((n, m), fan_in=n), _uniform(m, fan_in=n)
 
     def forward(self, x: Operand) -> Value:
         x = as_value(x, "x")
@@ -1056,7 +1062,7 @@ class Neuron(LinearLayer):
 
     def __init__(self, input_num: int):
         n = _integer("input_num", input_num, 1)
-        self.weight, self.bias = _uniform(n, n), _uniform(n, ())
+        self.weight, self.bias = _uniform(n, fan_in=n), _uniform((), fan_in=n)
 
     def forward(self, x: Operand) -> Value:
         return super().forward(x).tanh()
@@ -1104,8 +1110,8 @@ class Conv2dLayer(Layer):
         c, o = _integer("in_channel", in_channel, 1), _integer("out_channel", out_channel, 1)
         k, bias = _integer("kernel_size", kernel_size, 1), _boolean("bias", bias)
         self.stride, self.padding = _integer("stride", stride, 1), _integer("padding", padding, 0)
-        self.weight = _uniform(c * k * k, (o, c, k, k))
-        self.bias = _uniform(c * k * k, o) if bias else None
+        self.weight = _uniform((o, c, k, k), fan_in=c * k * k)
+        self.bias = _uniform(o, fan_in=c * k * k) if bias else None
 
     def forward(self, x: Operand) -> Value:
         x = as_value(x, "x")
@@ -1145,7 +1151,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for p in self.parameters:
-            p._grad = None
+            p._grad = None  # None is zero
 
     def update(self, lr: float) -> None:
         """Take one step of gradient descent with the learning rate lr. Arrays that were handed in are not written to.
