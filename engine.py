@@ -760,7 +760,7 @@ def _gradient_of_copies(grad, kernel, h, s):
         reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
         k = reverse.shape[2]
         matrix = reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O)
-        windows = _windows(rows[kh - k : kh - 1 + oh + k - 1], k)  # grad, with k - 1 rows of zeros above and below
+        windows = _windows(rows[kh - k : len(rows) - (kh - k)], k)  # grad, with k - 1 rows of zeros above and below
         _products(matrix, windows, dcopies[a::s][: len(windows)])  # no kernel row sees those below: they stay 0
     return dcopies
 
