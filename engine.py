@@ -7,8 +7,8 @@ last Value to the first, which is the chain rule.
 
 A closure gets the gradient of its result as an argument. If it held the result instead, to read the gradient there, the
 two would hold each other, and the arrays of a training step would stay until the garbage collector runs. It holds the
-operands, and the arrays that it needs as they are in the forward pass: assigning others to `data` later does not change
-the gradients.
+operands, and the arrays that it needs, as they were in the forward pass: what is assigned to `data` later does not
+change the gradients.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, backward, data
                  and shape, numbers and sequences
@@ -18,7 +18,7 @@ the gradients.
     layers       Layer, LinearLayer, Neuron, MLP, Conv2dLayer
     optimizer    Optimizer
     drawing      draw_graph
-    the rest     files of weights, checks of arguments, malloc
+    the rest     files of weights, checks of arguments, memory
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ __all__ += ["max_pooling", "cross_entropy", "Layer", "Neuron", "LinearLayer", "M
 __all__ += ["draw_graph"]
 
 Operand = Union["Value", ArrayLike]  # what an operation takes: numbers and arrays are constants
-_CLOSED = False  # Value._pending outside of backward_all. (An object() would be another one in a deep copy.)
+_CLOSED = False  # Value._pending outside of backward_all. False, not object(): a deep copy must not make another one
+
+
+def _missing_backward(grad):
+    raise ValueError("a Value was made with _children but without a _backward")
 
 
 class Value:
@@ -56,17 +60,17 @@ class Value:
 
     A leaf is made by you, a result by an operation. Either of them is a constant if it needs no gradient.
 
-    data           a Python float, or a floating NumPy array or scalar. Numbers become Python floats, arrays of integers
-                   or booleans float64, float16 becomes float32. float32 and float64 stay, and where two meet, NumPy's
-                   rules decide.
-                   A Python float stays one: scalar graphs would take four times as long with arrays of one element.
-                   float32 and float64 arrays are not copied: changing their elements, or those of a result, between
-                   the forward and the backward pass can make gradients wrong. Assigning another array of the same
-                   shape to `data` cannot.
-    grad           d(root)/d(this Value), where root is what `backward_all` was called on, or its sum, if root is an
-                   array. It has data's type, shape and dtype. Gradients of leaves add up over several calls, those of
-                   results start afresh. It is zero before the first call, and again when data of another type, shape
-                   or dtype are assigned.
+    data           a Python float, or a floating NumPy array or scalar.
+                   Numbers become Python floats and stay so: with arrays of one element, scalar graphs would take four
+                   times as long. Arrays of float32 and float64 stay, and where two meet, NumPy's rules decide; float16
+                   becomes float32, integers and booleans float64.
+                   Arrays that stay are not copied: changing their elements, or those of a result, between the forward
+                   and the backward pass can make gradients wrong. Assigning another array of the same shape to `data`
+                   cannot.
+    grad           d(root)/d(this Value), of data's type, shape and dtype. root is what `backward_all` was called on; if
+                   it is an array, its sum. Gradients of leaves add up over several calls, those of results start
+                   afresh. It is zero before the first call, and again when data of another type, shape or dtype are
+                   assigned.
     requires_grad  False for a constant: what `as_value` made of a number or an array, what was computed from constants
                    only, or under `no_grad`. Set it to False to freeze a leaf.
     label          a name, for `draw_graph`.
@@ -84,7 +88,7 @@ class Value:
     """
 
     __slots__ = (  # a graph of numbers makes many Values, and they take less time and memory without a dict
-        "_data", "_grad", "_new_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label",
+        "_data", "_grad", "_shared_grad", "_pending", "_prev", "_op", "_backward", "requires_grad", "label",
         "__weakref__",
     )  # fmt: skip
 
@@ -105,7 +109,7 @@ class Value:
         for child in _children:
             if child.requires_grad:
                 requires_grad = True
-        if _paused and _children and threading.get_ident() in _paused:  # under no_grad
+        if _no_grad_threads and _children and threading.get_ident() in _no_grad_threads:  # under no_grad
             requires_grad = False
         if type(data) is not float:  # a float needs no call
             data = _as_data(data)
@@ -114,8 +118,8 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = None  # this Value's own array, or None for zero
-        self._new_grad = None  # a result's gradient, which other Values may hold, too: copied when `grad` is read
+        self._grad = None  # the gradient, an array of this Value's own, or None: then _shared_grad counts
+        self._shared_grad = None  # a result's, which other Values may hold, too: copied when `grad` is read. None is 0
         self._pending = _CLOSED  # during backward_all the sum of what add_grad got so far, or None for zero
         self._prev = _children  # empty for a leaf, and for a result that is a constant
         self._op = _op
@@ -173,12 +177,13 @@ class Value:
         return Value(out, (self, other), "/", _backward)
 
     def __pow__(self, exponent: float) -> Value:
-        """Elementwise power. Raises TypeError for an exponent that is no real number: a Value or an array."""
+        """Elementwise power. Raises TypeError for an exponent that is not a real number: a Value or an array."""
         n = _real("the exponent of **", exponent)
         x = np.asarray(self._data)  # for numbers, too, NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
         def _backward(grad):  # d(x^n) = n x^(n-1) dx; for n = 0 it is 0, also where x^-1 is infinite
-            self.add_grad(grad * (n * x ** (n - 1)) if n else np.zeros_like(x))
+            dx = grad * (n * x ** (n - 1)) if n else np.zeros_like(x)
+            self.add_grad(dx)
 
         return Value(x**n, (self,), f"**{exponent}", _backward)
 
@@ -206,7 +211,7 @@ class Value:
                 self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector m is 1, and add_grad drops it
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # for a vector p is 1
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # for a vector p is 1; add_grad keeps last axes
 
         return Value(out, (self, other), "@", _backward)
 
@@ -250,7 +255,8 @@ class Value:
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The sum over all elements, or over the given axes, which keepdims leaves in place with length 1.
 
-        Raises TypeError for an axis that is no integer or a keepdims that is no boolean, ValueError for a wrong axis.
+        Raises TypeError for an axis that is not an integer or a keepdims that is not a boolean, ValueError for a wrong
+        axis.
         """
         shape, keepdims = self.shape, _boolean("keepdims", keepdims)
         axes = _axes(axis, len(shape))
@@ -263,7 +269,7 @@ class Value:
     def reshape(self, *shape: int) -> Value:
         """The same elements in another shape, given as integers or as one tuple or list; one of them may be -1.
 
-        Raises TypeError for sizes that are no integers, ValueError for a shape of another number of elements.
+        Raises TypeError for sizes that are not integers, ValueError for a shape of another number of elements.
         """
         if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
             shape = tuple(shape[0])
@@ -282,7 +288,7 @@ class Value:
     def transpose(self, *axes: int) -> Value:
         """The axes in another order, given as integers or as one tuple or list; without any, in reverse.
 
-        Raises TypeError for axes that are no integers, ValueError unless each axis is there once.
+        Raises TypeError for axes that are not integers, ValueError unless each axis is there once.
         """
         if not axes:
             axes = range(self.ndim)[::-1]
@@ -342,16 +348,17 @@ class Value:
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The largest element, of all or along the given axes. The first of equal ones gets the gradient; nan counts as
         largest. Raises what `sum` raises, and ValueError where there is no element."""
-        keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))  # first in row-major order
+        keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))  # "first" in row-major order
         if not axes:  # a number, which stays a Python float, or axis=()
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
         sizes = [math.prod(self.shape[i] for i in group) for group in (kept, axes)]
         if sizes[1] == 0:
             raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
-        rows = self.transpose(*kept, *axes).reshape(sizes)  # for each element of the result, a row to pick it from
+        rows = self.transpose(*kept, *axes).reshape(sizes)  # a matrix: for each element of the result, a row
         largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
-        return largest.reshape([1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept])
+        shape = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept]
+        return largest.reshape(shape)
 
     T = property(transpose)
     __radd__ = __add__  # other + self is self + other
@@ -383,7 +390,7 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
-        before = [node._pending for node in order]  # _CLOSED, or a sum, if a _backward called this
+        before = [node._pending for node in order]  # to restore: a _backward may be calling this
         grads = []
         try:
             for node in order:
@@ -398,13 +405,13 @@ class Value:
         finally:
             for node, pending in zip(order, before):
                 node._pending = pending
-        # All totals before the first assignment: one may raise (np.errstate).
+        # All totals before any assignment: one may raise (under np.errstate).
         totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
             if node._prev:
-                node._grad, node._new_grad = None, total
+                node._grad, node._shared_grad = None, total  # starts afresh
             else:
-                node._grad = total
+                node._grad = total  # added to earlier ones
 
     backward = backward_all  # micrograd's and PyTorch's name
 
@@ -442,7 +449,7 @@ class Value:
         Raises ValueError for an assignment in a `_backward`, which calls add_grad instead.
         """
         if self._grad is None:
-            grad = self._new_grad
+            grad = self._shared_grad  # None for zero
             if type(self._data) is float:
                 self._grad = 0.0 if grad is None else grad
             else:
@@ -471,7 +478,7 @@ class Value:
         before = type(self._data), self.shape, self.dtype
         self._data = _as_data(data)
         if (type(self._data), self.shape, self.dtype) != before:
-            self._grad = self._new_grad = None  # they belong to the data before
+            self._grad = self._shared_grad = None  # they belong to the data before
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -491,7 +498,7 @@ class Value:
             text += f", shape={self.shape}, dtype={self.dtype}"
         if self.label:
             text += f", label={self.label!r}"
-        if self._grad is not None or self._new_grad is not None:
+        if self._grad is not None or self._shared_grad is not None:
             text += f", grad={np.array2string(self.grad, separator=', ') if self.ndim else self.grad}"
         return f"Value({text})"
 
@@ -541,24 +548,20 @@ class Value:
         return None, state  # as pickle wants it: the state of a __dict__, and of the slots
 
 
-def _missing_backward(grad):
-    raise ValueError("a Value was made with _children but without a _backward")
-
-
 # ---- Data -----------------------------------------------------------------------------------------------------------
 
 
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become float64, but beside a Value, `like`, what NumPy makes of the two dtypes (of int8
-    and float32: float32). Raises TypeError as Value does, with this name for x.
+    Integer and boolean arrays become float64; given `like`, the Value beside them in an operation, the dtype that NumPy
+    makes of theirs and like's (of int8 and float32: float32). Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
         return x
     if like is not None and isinstance(x, np.ndarray) and x.dtype.kind in "biu":
         x = x.astype(np.result_type(x.dtype, like.dtype), copy=False)
-    constant = Value(x if type(x) is float else _as_data(x, name))  # Value's own check would not know the name
+    constant = Value(x if type(x) is float else _as_data(x, name))  # checked here, so that an error names the argument
     constant.requires_grad = False
     return constant
 
@@ -621,18 +624,18 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-_paused: list[int] = []  # for each no_grad that was entered, its thread; usually empty, and Value() looks no further
+_no_grad_threads: list[int] = []  # the thread of each no_grad that was entered. Value() asks first whether it is empty
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
     """Inside `with no_grad():` this thread records no graph: results are constants, and keep no operand alive."""
     thread = threading.get_ident()
-    _paused.append(thread)
+    _no_grad_threads.append(thread)
     try:
         yield
     finally:
-        _paused.remove(thread)
+        _no_grad_threads.remove(thread)
 
 
 # ---- Functions ------------------------------------------------------------------------------------------------------
@@ -675,9 +678,11 @@ def _output_size(name, shape, kernel, stride, padding):
 #                4 5                         7 8
 #                5 6                         8 9
 #
-# Its parts come first: _row_copies makes 1 2 and 2 3 of the image row 1 2 3, _windows finds these matrices among all
-# copies, _products multiplies. In them, images are one contiguous array with the axes (row, channel, column, image), s
-# is the stride, and oh and ow are the height and width of the result.
+# conv2d's docstring has the whole picture. Its parts come first: _row_copies makes 1 2 and 2 3 of the image row 1 2 3,
+# _windows finds these matrices among all copies, _products multiplies.
+#
+# x is (N, C, H, W), w (O, C, kh, kw), the result (N, O, oh, ow); Y and X count the result's rows and columns; s is the
+# stride. Inside, images are one contiguous array with the axes (row, channel, column, image).
 
 
 def _row_copies(image, kw, ow, s):
@@ -706,39 +711,40 @@ def _add_row_copies(copies, W, s):
 
 
 def _windows(rows, k, s=1):
-    """rows (h, m, n), of m lines each, to (h', k * m, n): what a kernel of k rows sees as it moves down by s rows.
+    """rows (h, m, length), of m lines each, to (h', k * m, length): what a kernel of k rows sees as it moves down by s.
 
     Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows is contiguous, so these lines follow one
     another in memory already: the windows are a view, overlap, and cost nothing.
     """
-    h, m, n = rows.shape
+    h, m, length = rows.shape
     row, line, number = rows.strides  # how many bytes lie between one and the next
-    return np.ndarray(((h - k) // s + 1, k * m, n), rows.dtype, buffer=rows, strides=(s * row, line, number))
+    return np.ndarray(((h - k) // s + 1, k * m, length), rows.dtype, buffer=rows, strides=(s * row, line, number))
 
 
-def _column_parts(n, per_column):
-    """Slices of the n columns of a matrix, for a product that does per_column multiplications for each column.
+def _column_parts(length, per_column):
+    """Slices of a matrix's columns, `length` in all, for a product with per_column multiplications for each column.
 
-    BLAS is fastest at products of up to 10**6 multiplications. Where that would be fewer than 1000 columns, it is
-    fastest with all of them at once.
+    BLAS was measured fastest at products of up to 10**6 multiplications. Where that would be fewer than 1000 columns,
+    it was fastest with all of them at once.
     """
     longest = 10**6 // per_column
-    parts = math.ceil(n / longest) if longest >= 1000 else 1
-    return [slice(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
+    parts = math.ceil(length / longest) if longest >= 1000 else 1
+    return [slice(length * i // parts, length * (i + 1) // parts) for i in range(parts)]
 
 
 def _products(matrix, windows, out):
-    """matrix (O, K) @ windows (h, K, n), into out (h, O, n): one product for each window."""
+    """matrix (m, k) @ windows (h, k, length), into out (h, m, length): one product for each window."""
     for part in _column_parts(windows.shape[2], matrix.size):
         np.matmul(matrix, windows[:, :, part], out=out[:, :, part])
 
 
 def _gradient_of_copies(grad, kernel, h, s):
-    """The gradient of all row copies (h, kw * C, n), from that of conv2d's result, grad (oh, O, n). n is ow * N.
+    """The gradient of the copies of all h image rows (h, kw * C, length), from that of conv2d's result, grad
+    (oh, O, length), where length is ow * N.
 
-    Let copies[r] be the copies of image row r, and K_i (O, kw * C) kernel row i. Row Y of the result is the sum over i
-    of K_i @ copies[Y * s + i]. So copies[r] gets K_i.T @ grad[Y] for each i and Y with Y * s + i = r. For a kernel of 2
-    rows, a result of 2 rows, and s = 1:
+    Let copies[r] be the copies of image row r, and K_i (O, kw * C) the part of the kernel matrix for kernel row i. Row
+    Y of the result is the sum over i of K_i @ copies[Y * s + i]. So copies[r] gets K_i.T @ grad[Y] for each i and Y
+    with Y * s + i = r. For a kernel of 2 rows, a result of 2 rows, and s = 1:
 
         copies[0] gets  K_1.T @ 0       + K_0.T @ grad[0]
         copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]
@@ -749,19 +755,20 @@ def _gradient_of_copies(grad, kernel, h, s):
     product for each row. (The columns are not reversed, because _add_row_copies brings each copy back to its place.)
 
     With a stride, image rows a, a + s, ... are seen by kernel rows a, a + s, ... only: for s = 2 and kh = 3, even rows
-    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride. Image rows
-    that no kernel row sees get 0.
+    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride.
     """
-    (oh, O, n), (_, C, kh, kw) = grad.shape, kernel.shape
-    rows = np.zeros((oh + 2 * (kh - 1), O, n), grad.dtype)
-    rows[kh - 1 : kh - 1 + oh] = grad
-    dcopies = np.zeros((h, kw * C, n), grad.dtype)
+    (oh, O, length), (_, C, kh, kw) = grad.shape, kernel.shape
+    zeros = kh - 1
+    rows = np.zeros((zeros + oh + zeros, O, length), grad.dtype)
+    rows[zeros : zeros + oh] = grad
+    dcopies = np.zeros((h, kw * C, length), grad.dtype)
     for a in range(min(s, kh)):
         reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
         k = reverse.shape[2]
         matrix = reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O)
-        windows = _windows(rows[kh - k : len(rows) - (kh - k)], k)  # grad, with k - 1 rows of zeros above and below
-        _products(matrix, windows, dcopies[a::s][: len(windows)])  # no kernel row sees those below: they stay 0
+        spare = zeros - (k - 1)  # k rows need k - 1 rows of zeros above and below
+        windows = _windows(rows[spare : len(rows) - spare], k)
+        _products(matrix, windows, dcopies[a::s][: len(windows)])  # image rows below these are in no window: they get 0
     return dcopies
 
 
@@ -786,14 +793,19 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
                   row 2, seen by column 0:  7 8
                          seen by column 1:  8 9
 
-    With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So in the matrix
-    for row Y of the result, line (i * kw + j) * C + c is what kernel cell (i, j) sees of channel c, and its number
-    X * N + n is for pixel X of image n: padded[n, c, Y * stride + i, X * stride + j]. With a stride, a copy has only
-    every stride-th pixel, and each matrix begins `stride` image rows below the one before.
+    With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So the matrix
+    for row Y of the result, seen[Y], is what all kernel cells (i, j) see, of each channel c and each image n:
 
-    The zeros of the padding, and those around the result's gradient, are multiplied, too: with an infinite weight their
-    products are nan. Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image,
-    or a stride or padding that is too small, TypeError for one that is no integer.
+        seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * stride + i, X * stride + j]
+
+    With a stride, a copy has only every stride-th pixel, and each matrix begins `stride` image rows below the one
+    before. The gradient of x is a convolution, too: see _gradient_of_copies.
+
+    The zeros of the padding, and those that _gradient_of_copies puts around the result's gradient, are multiplied, too:
+    with an infinite weight their products are nan.
+
+    Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image, or a stride or
+    padding that is too small, TypeError for one that is not an integer.
     """
     x, w = as_value(x, "x"), as_value(w, "w")
     b = None if b is None else as_value(b, "b")
@@ -805,11 +817,12 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     children = (x, w) if b is None else (x, w, b)
-    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # the dtype to compute in
 
     # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous. The
-    # result is a view of this, which the next layer need not reorder. Only speed depends on the order of x in memory.
-    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)  # which casts x, too
+    # result is a view of this, which the next layer need not reorder. Only speed depends on the memory order of x and
+    # of the result; _windows alone relies on one, that of the copies.
+    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)  # casts x, too
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
     # copies is kept for the backward pass. It is kw images, but to make it again takes longer than the product below.
     copies = _row_copies(padded, kw, ow, s)
@@ -844,7 +857,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     gradient (as in PyTorch and JAX). A nan makes its window nan, and the last cell gets the gradient. An infinite
     gradient may make the gradient of its whole window nan (inf * 0).
 
-    Raises ValueError unless x has four axes and is at least one window large, TypeError if stride is no integer.
+    Raises ValueError unless x has four axes and is at least one window large, TypeError if stride is not an integer.
     """
     x, s = as_value(x, "x"), _integer("stride", stride, 1)
     if x.ndim != 4:
@@ -878,7 +891,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     gradient is (softmax(x) - onehot(y)) / N.
 
     Raises ValueError for other shapes, an empty batch or labels outside 0 ... classes - 1; TypeError for labels that
-    are no integers.
+    are not integers.
     """
     x = as_value(x, "x")
     if x.ndim != 2 or 0 in x.shape:
@@ -901,19 +914,21 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
         dx[picked] -= 1
         x.add_grad(dx * (grad / n))
 
-    return Value(0 - log_softmax[picked].mean(), (x,), "cross_entropy", _backward)  # 0 - gives 0.0 where - gives -0.0
+    loss = 0 - log_softmax[picked].sum() / n  # 0 - x, because -x would make -0.0 of 0.0
+    return Value(loss, (x,), "cross_entropy", _backward)
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
 
 
 def _is_leaf(value):
-    """Whether the Value was made by hand, frozen or not. (A constant result has no _prev either, but it has an _op.)"""
+    """Whether the Value was made by hand, frozen or not. (A result that is a constant has no _prev, but an _op.)"""
     return not value._prev and (value.requires_grad or not value._op)
 
 
 def _members(thing, path=""):
-    """The Values and layers in a layer, list, tuple or dict, and in lists, tuples and dicts in it, with their paths."""
+    """The Values and layers that a layer, list, tuple or dict has, with their paths: also those in lists, tuples and
+    dicts in it, but not those that a layer in it has."""
     parts = vars(thing) if isinstance(thing, Layer) else thing
     items = parts.items() if isinstance(parts, dict) else enumerate(parts)
     for key, part in items:
@@ -927,6 +942,9 @@ def _members(thing, path=""):
 def _uniform(shape, fan_in):
     """A parameter of a new layer; fan_in is the number of inputs of one output. The range is PyTorch's."""
     return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
+
+
+LayerType = TypeVar("LayerType", bound="Layer")  # load returns what it was called on
 
 
 class Layer:
@@ -1027,17 +1045,15 @@ class Layer:
         if wrong:
             raise ValueError(f"cannot load weights from {path}: {', '.join(sorted(wrong))}")
         for name, p in parameters.items():
+            # order: np.load keeps the file's, which may be column by column
             p.data = float(arrays[name]) if type(p.data) is float else arrays[name].astype(p.dtype, order="C")
         return self
-
-
-LayerType = TypeVar("LayerType", bound=Layer)  # load returns what it was called on
 
 
 class LinearLayer(Layer):
     """x @ weight + bias: x (..., input_num) to (..., output_num); weight (input_num, output_num), bias (output_num,).
 
-    Raises ValueError for a size below 1 or an x of another shape, TypeError for a size that is no integer.
+    Raises ValueError for a size below 1 or an x of another shape, TypeError for a size that is not an integer.
     """
 
     def __init__(self, input_num: int, output_num: int):
@@ -1073,8 +1089,8 @@ class MLP(Layer):
 
     layer_num is the list of output sizes, one for each layer.
 
-    Raises ValueError for an empty list, a size below 1 or an x of another shape, TypeError for sizes that are no
-    integers.
+    Raises ValueError for an empty list, a size below 1 or an x of another shape, TypeError for sizes that are
+    not integers.
     """
 
     def __init__(self, input_num: int, layer_num: Sequence[int]):
@@ -1100,8 +1116,8 @@ class Conv2dLayer(Layer):
     """conv2d with a weight (out_channel, in_channel, kernel_size, kernel_size) and a bias (out_channel,) or None:
     x (N, in_channel, H, W) to (N, out_channel, oh, ow).
 
-    Raises what `conv2d` raises, ValueError for a size below 1, TypeError for a size that is no integer and for a bias
-    that is no boolean.
+    Raises what `conv2d` raises, ValueError for a size below 1, TypeError for a size that is not an integer and for a
+    bias that is not a boolean.
     """
 
     def __init__(
@@ -1156,14 +1172,14 @@ class Optimizer:
     def update(self, lr: float) -> None:
         """Take one step of gradient descent with the learning rate lr. Arrays that were handed in are not written to.
 
-        Raises TypeError for an lr that is no real number, ValueError if it is negative, infinite or nan.
+        Raises TypeError for an lr that is not a real number, ValueError if it is negative, infinite or nan.
         """
         lr = _real("lr", lr)
         if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them first: one may raise
         for p, data in zip(self.parameters, updated):
-            p._data = data  # not .data: NumPy makes a scalar of a 0-d array, and a new type drops the gradient
+            p._data = data  # not .data: of a 0-d array NumPy has made a scalar, and a new type would drop the gradient
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1175,7 +1191,7 @@ def draw_graph(value: Value) -> str:
     Each Value is a box with its label, operation and shape, and its data and gradient if it has at most nine elements;
     arrows lead from operands to results.
 
-    Raises TypeError for anything but a Value, and for a label that is no str.
+    Raises TypeError for anything but a Value, and for a label that is not a str.
     """
 
     def short(data):
@@ -1281,6 +1297,8 @@ def _axes(axis, ndim):
         raise ValueError(f"axis must name different axes out of {ndim}, got {axis}")
     return tuple(a % ndim for a in axes)
 
+
+# ---- Memory ---------------------------------------------------------------------------------------------------------
 
 # glibc's malloc returns large arrays to the operating system; to fetch them again page by page doubles the time of a
 # step. So it may keep up to 256 MiB, in blocks of up to 32 MiB (man mallopt). Other systems have no mallopt.
