@@ -43,34 +43,37 @@ from typing import TypeVar, Union
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["Value", "Operand", "as_value", "topological_order", "unbroadcast", "no_grad", "stack", "conv2d"]
-__all__ += ["max_pooling", "cross_entropy", "Layer", "Neuron", "LinearLayer", "MLP", "Conv2dLayer", "Optimizer"]
-__all__ += ["draw_graph"]
+__all__ = [
+    "Value", "Operand", "as_value", "topological_order", "unbroadcast", "no_grad", "stack", "conv2d", "max_pooling",
+    "cross_entropy", "Layer", "LinearLayer", "Neuron", "MLP", "Conv2dLayer", "Optimizer", "draw_graph",
+]  # fmt: skip
 
 Operand = Union["Value", ArrayLike]  # what an operation takes: numbers and arrays are constants
-_CLOSED = False  # Value._pending outside of backward_all. False, not object(): a deep copy must not make another one
+_CLOSED = False  # Value._pending while add_grad is refused. (An object() would become another one in a deep copy.)
 
 
-def _missing_backward(grad):
+def _missing_backward(grad):  # stands in until a _backward is assigned, as in micrograd
     raise ValueError("a Value was made with _children but without a _backward")
 
 
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    A leaf is made by you, a result by an operation. Either of them is a constant if it needs no gradient.
+    A leaf is made by you, a result by an operation. Either of them is a constant if it needs no gradient, and a result
+    then forgets its operands.
 
     data           a Python float, or a floating NumPy array or scalar.
                    Numbers become Python floats and stay so: with arrays of one element, scalar graphs would take four
-                   times as long. Arrays of float32 and float64 stay, and where two meet, NumPy's rules decide; float16
-                   becomes float32, integers and booleans float64.
+                   times as long.
+                   Arrays of float32 and float64 stay, those of float16 become float32, of integers and booleans
+                   float64. Where two dtypes meet, NumPy's rules decide.
                    Arrays that stay are not copied: changing their elements, or those of a result, between the forward
                    and the backward pass can make gradients wrong. Assigning another array of the same shape to `data`
                    cannot.
     grad           d(root)/d(this Value), of data's type, shape and dtype. root is what `backward_all` was called on; if
                    it is an array, its sum. Gradients of leaves add up over several calls, those of results start
-                   afresh. It is zero before the first call, and again when data of another type, shape or dtype are
-                   assigned.
+                   afresh. It is zero before the first call, and becomes zero when data of another type, shape or dtype
+                   are assigned.
     requires_grad  False for a constant: what `as_value` made of a number or an array, what was computed from constants
                    only, or under `no_grad`. Set it to False to freeze a leaf.
     label          a name, for `draw_graph`.
@@ -99,13 +102,13 @@ class Value:
 
     def __init__(self, data: ArrayLike, _children: Iterable[Value] = (), _op="", _backward=None, label: str = ""):
         _children = tuple(_children)
-        if _backward is None:  # it may be assigned later, as in micrograd
+        if _backward is None:
             _backward = _missing_backward if _children else None
         elif not callable(_backward):
             raise TypeError(f"_backward must be a function of the gradient, got {type(_backward).__name__}")
         elif not _children:
             raise ValueError("a _backward needs _children, to which it hands their gradients")
-        requires_grad = not _children  # a leaf needs a gradient, a result if an operand does (any() is slower)
+        requires_grad = not _children  # a leaf needs a gradient; a result does if an operand does (any() is slower)
         for child in _children:
             if child.requires_grad:
                 requires_grad = True
@@ -118,9 +121,9 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = None  # the gradient, an array of this Value's own, or None: then _shared_grad counts
-        self._shared_grad = None  # a result's, which other Values may hold, too: copied when `grad` is read. None is 0
-        self._pending = _CLOSED  # during backward_all the sum of what add_grad got so far, or None for zero
+        self._grad = None  # this Value's own array, or None, and then `grad` makes it: of _shared_grad, or of zeros
+        self._shared_grad = None  # a result's gradient, an array that other Values may hold, too, which saves copies
+        self._pending = _CLOSED  # during backward_all the sum of what add_grad got, or None for zero
         self._prev = _children  # empty for a leaf, and for a result that is a constant
         self._op = _op
         self._backward = _backward
@@ -129,7 +132,7 @@ class Value:
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
     # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
-    # operations, and ignores constants; only matrix products ask requires_grad first, to save the work.
+    # operations, and ignores constants; only matrix products and conv2d ask requires_grad first, to save their work.
     # Graphs of numbers feel every call: so as_value is not called for a Value, and `_data` is read instead of `data`.
 
     def __add__(self, other: Operand) -> Value:
@@ -177,7 +180,7 @@ class Value:
         return Value(out, (self, other), "/", _backward)
 
     def __pow__(self, exponent: float) -> Value:
-        """Elementwise power. Raises TypeError for an exponent that is not a real number: a Value or an array."""
+        """Elementwise power. Raises TypeError for an exponent that is not a real number, such as a Value."""
         n = _real("the exponent of **", exponent)
         x = np.asarray(self._data)  # for numbers, too, NumPy's power: 0 ** -1 is inf, (-1) ** 0.5 is nan
 
@@ -208,10 +211,10 @@ class Value:
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector m is 1, and add_grad drops it
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector, add_grad sums away leading axes
             if other.requires_grad:
                 dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # for a vector p is 1; add_grad keeps last axes
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # ... but not a last one
 
         return Value(out, (self, other), "@", _backward)
 
@@ -229,7 +232,7 @@ class Value:
         x = self._data
         out = max(x, 0.0) if type(x) is float else np.maximum(x, 0)  # max(nan, 0.0) is nan; max(0.0, nan) is not
 
-        def _backward(grad):  # dx where x > 0
+        def _backward(grad):  # dx where x > 0, which is where out > 0
             self.add_grad(grad * (out > 0))
 
         return Value(out, (self,), "relu", _backward)
@@ -292,8 +295,8 @@ class Value:
         """
         if not axes:
             axes = range(self.ndim)[::-1]
-        elif isinstance(axes[0], (tuple, list)):
-            (axes,) = axes
+        elif len(axes) == 1 and isinstance(axes[0], (tuple, list)):
+            axes = axes[0]
         axes = _axes(tuple(axes), self.ndim)
         if len(axes) != self.ndim:
             raise ValueError(f"transpose takes each axis of {self.shape} once, got {axes}")
@@ -348,15 +351,16 @@ class Value:
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Value:
         """The largest element, of all or along the given axes. The first of equal ones gets the gradient; nan counts as
         largest. Raises what `sum` raises, and ValueError where there is no element."""
-        keepdims, axes = _boolean("keepdims", keepdims), sorted(_axes(axis, self.ndim))  # "first" in row-major order
+        keepdims = _boolean("keepdims", keepdims)
+        axes = sorted(_axes(axis, self.ndim))  # so that the first of equal elements is the first in row-major order
         if not axes:  # a number, which stays a Python float, or axis=()
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
-        sizes = [math.prod(self.shape[i] for i in group) for group in (kept, axes)]
-        if sizes[1] == 0:
+        count, length = (math.prod(self.shape[i] for i in group) for group in (kept, axes))
+        if length == 0:
             raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
-        rows = self.transpose(*kept, *axes).reshape(sizes)  # a matrix: for each element of the result, a row
-        largest = rows[np.arange(len(rows)), rows.data.argmax(1)]
+        rows = self.transpose(*kept, *axes).reshape(count, length)  # a row to pick each element of the result from
+        largest = rows[np.arange(count), rows.data.argmax(1)]
         shape = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept]
         return largest.reshape(shape)
 
@@ -390,22 +394,16 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
-        before = [node._pending for node in order]  # to restore: a _backward may be calling this
         grads = []
-        try:
-            for node in order:
-                node._pending = None  # zero, and open to add_grad
+        with _collecting(order):  # each _pending is None now: zero
             self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)  # d(self)/d(self)
             for node in order:
                 grad = node._pending  # complete, or None for zero
-                node._pending = _CLOSED
+                node._pending = _CLOSED  # a late add_grad raises
                 if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
-        finally:
-            for node, pending in zip(order, before):
-                node._pending = pending
-        # All totals before any assignment: one may raise (under np.errstate).
+        # All sums before any assignment: under np.errstate one may raise.
         totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
             if node._prev:
@@ -427,7 +425,7 @@ class Value:
 
         grad has data's shape, or one that data was broadcast to. A constant ignores it. Raises ValueError for another
         shape, and where grad would be lost: outside of `backward_all`, or for a Value that is no operand in this graph
-        or had its turn.
+        or whose turn is over.
         """
         if not self.requires_grad:
             return
@@ -554,8 +552,8 @@ class Value:
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become float64; given `like`, the Value beside them in an operation, the dtype that NumPy
-    makes of theirs and like's (of int8 and float32: float32). Raises TypeError as Value does, with this name for x.
+    Integer and boolean arrays become float64; with `like`, the other operand, NumPy's common dtype of the two: int8
+    beside float32 becomes float32. Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
         return x
@@ -572,12 +570,12 @@ def _as_data(data, name="data"):
         return float(data)
     if isinstance(data, Value):
         raise TypeError(f"{name} must be a number or an array, got a Value")
-    array = data if isinstance(data, np.floating) else np.asarray(data)
-    if array.dtype.kind not in "biuf" or isinstance(data, np.ma.MaskedArray):  # asarray has dropped the mask
-        raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {array.dtype}")
-    if array.dtype.kind == "f":
-        return array if array.dtype.itemsize > 2 else array.astype(np.float32)
-    return array.astype(np.float64)  # booleans, integers and unsigned integers
+    x = data if isinstance(data, np.floating) else np.asarray(data)
+    if x.dtype.kind not in "biuf" or isinstance(data, np.ma.MaskedArray):  # asarray has dropped the mask
+        raise TypeError(f"{name} must be real numbers, got {type(data).__name__} of dtype {x.dtype}")
+    if x.dtype.kind == "f":
+        return x if x.dtype.itemsize > 2 else x.astype(np.float32)
+    return x.astype(np.float64)  # booleans, integers and unsigned integers
 
 
 # ---- Graph ----------------------------------------------------------------------------------------------------------
@@ -586,10 +584,10 @@ def _as_data(data, name="data"):
 def topological_order(root: Value) -> list[Value]:
     """All Values that root was computed from, constants too, and root: each one after its operands.
 
-    Why an order at all? In a = 1; b = a + a; c = b + b the gradient of b is complete only when both of its uses in c
-    have been added up. Going from c to b and on to a for each use by itself would visit a four times, and the first
-    Value of a chain of n such additions 2^n times. Backwards in this order every Value is visited once, after all of
-    its uses.
+    Why an order at all? In a = Value(1.0); b = a + a; c = b + b the gradient of b is complete only when both of its
+    uses in c have been added up. Going from c to b and on to a for each use by itself would visit a four times, and the
+    first Value of a chain of n such additions 2^n times. Backwards in this order every Value is visited once, after all
+    of its uses.
 
     The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow.
     """
@@ -598,11 +596,11 @@ def topological_order(root: Value) -> list[Value]:
     order, visited, to_visit = [], set(), [root]
     while to_visit:
         node = to_visit.pop()
-        if node is None:
+        if node is None:  # all operands of the Value below it are in `order`
             order.append(to_visit.pop())
         elif node not in visited:
             visited.add(node)
-            to_visit += (node, None)  # when None is back on top, all operands of node are in `order`
+            to_visit += (node, None)
             to_visit += node._prev
     return order
 
@@ -622,6 +620,19 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if total.shape[added:] == shape:
             return total.reshape(shape)
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
+
+
+@contextlib.contextmanager
+def _collecting(nodes):
+    """Within this context add_grad collects gradients for these Values, from zero."""
+    before = [node._pending for node in nodes]  # not always _CLOSED: a _backward may itself call backward_all
+    try:
+        for node in nodes:
+            node._pending = None
+        yield
+    finally:
+        for node, pending in zip(nodes, before):
+            node._pending = pending
 
 
 _no_grad_threads: list[int] = []  # the thread of each no_grad that was entered. Value() asks first whether it is empty
@@ -671,18 +682,17 @@ def _output_size(name, shape, kernel, stride, padding):
     return sizes
 
 
-# conv2d computes each row of its result as one matrix product. For the image 1 2 3 / 4 5 6 / 7 8 9, kernel a b / c d:
+# conv2d computes each row of its result as one matrix product; its docstring draws this for a small image. Y and X
+# count the rows and columns of the result, i and j those of the kernel, s is the stride, and padded is x with padding:
 #
-#     [a b c d]  1 2  = row 0     [a b c d]  4 5  = row 1
-#                2 3                         5 6
-#                4 5                         7 8
-#                5 6                         8 9
+#     row Y of the result (O, ow * N) = K (O, kh * kw * C) @ seen[Y] (kh * kw * C, ow * N)
 #
-# conv2d's docstring has the whole picture. Its parts come first: _row_copies makes 1 2 and 2 3 of the image row 1 2 3,
-# _windows finds these matrices among all copies, _products multiplies.
+#     K[o, (i * kw + j) * C + c] = w[o, c, i, j]
+#     seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * s + i, X * s + j]
 #
-# x is (N, C, H, W), w (O, C, kh, kw), the result (N, O, oh, ow); Y and X count the result's rows and columns; s is the
-# stride. Inside, images are one contiguous array with the axes (row, channel, column, image).
+# So each line of the matrix seen[Y] is what one kernel cell sees of one channel. (Matrices have lines, images rows.)
+# The parts come first: _row_copies makes all lines, _windows finds each seen[Y] among them, _products multiplies. Here
+# images are one contiguous array with the axes (row, channel, column, image).
 
 
 def _row_copies(image, kw, ow, s):
@@ -691,7 +701,8 @@ def _row_copies(image, kw, ow, s):
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
     # This is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel. So they are put
-    # side by side first: pixel j + s * X of the image is number j // s + X of pixels[j % s].
+    # side by side first: pixel j + s * X of the image is number j // s + X of pixels[j % s]. (For s = 2 and j = 3, the
+    # pixels 3, 5, 7, ... are the numbers 1, 2, 3, ... of pixels[1].)
     pixels = [np.ascontiguousarray(image[:, :, first::s]) for first in range(min(s, kw))]
     for j in range(kw):
         copies[:, j] = pixels[j % s][:, :, j // s : j // s + ow]
@@ -710,19 +721,21 @@ def _add_row_copies(copies, W, s):
     return image
 
 
-def _windows(rows, k, s=1):
-    """rows (h, m, length), of m lines each, to (h', k * m, length): what a kernel of k rows sees as it moves down by s.
+def _windows(rows, k, s):
+    """rows (h, m, length), m lines for each of h image rows, to (h', k * m, length): what a kernel of k rows sees as it
+    moves down by s rows.
 
-    Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows is contiguous, so these lines follow one
-    another in memory already: the windows are a view, overlap, and cost nothing.
+    Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows must be contiguous: then these lines follow
+    one another in memory already, and the windows are a view, overlap, and cost nothing.
     """
     h, m, length = rows.shape
-    row, line, number = rows.strides  # how many bytes lie between one and the next
-    return np.ndarray(((h - k) // s + 1, k * m, length), rows.dtype, buffer=rows, strides=(s * row, line, number))
+    row_step, line_step, step = rows.strides  # how many bytes lie between one and the next
+    shape, steps = ((h - k) // s + 1, k * m, length), (s * row_step, line_step, step)
+    return np.ndarray(shape, rows.dtype, buffer=rows, strides=steps)
 
 
 def _column_parts(length, per_column):
-    """Slices of a matrix's columns, `length` in all, for a product with per_column multiplications for each column.
+    """Slices of all `length` columns of a matrix that is multiplied: per_column multiplications for each of them.
 
     BLAS was measured fastest at products of up to 10**6 multiplications. Where that would be fewer than 1000 columns,
     it was fastest with all of them at once.
@@ -732,43 +745,30 @@ def _column_parts(length, per_column):
     return [slice(length * i // parts, length * (i + 1) // parts) for i in range(parts)]
 
 
-def _products(matrix, windows, out):
-    """matrix (m, k) @ windows (h, k, length), into out (h, m, length): one product for each window."""
+def _products(matrix, windows, out=None):
+    """matrix (m, k) @ windows (h, k, length) to (h, m, length): one product for each window."""
+    if out is None:
+        out = np.empty((len(windows), len(matrix), windows.shape[2]), matrix.dtype)
     for part in _column_parts(windows.shape[2], matrix.size):
         np.matmul(matrix, windows[:, :, part], out=out[:, :, part])
+    return out
 
 
 def _gradient_of_copies(grad, kernel, h, s):
-    """The gradient of the copies of all h image rows (h, kw * C, length), from that of conv2d's result, grad
-    (oh, O, length), where length is ow * N.
+    """The gradient of the copies of all h image rows (h, kw * C, ow * N), from that of conv2d's result, grad
+    (oh, O, ow * N).
 
-    Let copies[r] be the copies of image row r, and K_i (O, kw * C) the part of the kernel matrix for kernel row i. Row
-    Y of the result is the sum over i of K_i @ copies[Y * s + i]. So copies[r] gets K_i.T @ grad[Y] for each i and Y
-    with Y * s + i = r. For a kernel of 2 rows, a result of 2 rows, and s = 1:
-
-        copies[0] gets  K_1.T @ 0       + K_0.T @ grad[0]
-        copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]
-        copies[2] gets  K_1.T @ grad[1] + K_0.T @ 0
-
-    [K_1.T K_0.T] slides down over the rows 0, grad[0], grad[1], 0. So this is a convolution of grad with kh - 1 rows of
-    zeros above and below, by the transposed kernel with its rows in reverse order. It is computed like conv2d, with one
-    product for each row. (The columns are not reversed, because _add_row_copies brings each copy back to its place.)
-
-    With a stride, image rows a, a + s, ... are seen by kernel rows a, a + s, ... only: for s = 2 and kh = 3, even rows
-    by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride.
+    Row Y of the result is the sum over i of K_i @ copies[Y * s + i], where K_i (O, kw * C) is the part of K for kernel
+    row i. So, as for @, copies[Y * s + i] gets K_i.T @ grad[Y]. Seen from an image row r, copies[r] gets the sum over i
+    of K_i.T @ grad[(r - i) / s], for those (r - i) / s that are rows of the result: this is a convolution again, of the
+    result's gradient, by the kernel transposed and in reverse. (_add_row_copies does the same for the columns.)
     """
     (oh, O, length), (_, C, kh, kw) = grad.shape, kernel.shape
-    zeros = kh - 1
-    rows = np.zeros((zeros + oh + zeros, O, length), grad.dtype)
-    rows[zeros : zeros + oh] = grad
+    K_T = kernel.transpose(2, 3, 1, 0).reshape(kh, kw * C, O)  # K_T[i] is K_i.T
     dcopies = np.zeros((h, kw * C, length), grad.dtype)
-    for a in range(min(s, kh)):
-        reverse = kernel[:, :, a::s][:, :, ::-1]  # (O, C, k, kw)
-        k = reverse.shape[2]
-        matrix = reverse.transpose(3, 1, 2, 0).reshape(kw * C, k * O)
-        spare = zeros - (k - 1)  # k rows need k - 1 rows of zeros above and below
-        windows = _windows(rows[spare : len(rows) - spare], k)
-        _products(matrix, windows, dcopies[a::s][: len(windows)])  # image rows below these are in no window: they get 0
+    _products(K_T[0], grad, out=dcopies[: s * oh : s])  # straight to its place, which saves time
+    for i in range(1, kh):
+        dcopies[i : i + s * oh : s] += _products(K_T[i], grad)
     return dcopies
 
 
@@ -783,8 +783,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     `loop_conv2d` in tests/gradcheck.py is this definition in seven loops, with its gradients.
 
     Here, each image row is copied kw times: copy j is what kernel column j sees while the kernel slides along the row.
-    With all copies one below the other, what the kernel sees for one row of the result are kh * kw consecutive lines,
-    and one product gives that row. For an image of 3 x 3 pixels and the kernel a b / c d:
+    With all copies one below the other, what the kernel sees for one row of the result is kh * kw consecutive lines, a
+    matrix, and one product gives that row. For an image of 3 x 3 pixels and the kernel a b / c d:
 
         1 2 3     row 0, seen by column 0:  1 2                   1 2                          4 5
         4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = row 0      [a b c d]  5 6  = row 1
@@ -793,16 +793,11 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
                   row 2, seen by column 0:  7 8
                          seen by column 1:  8 9
 
-    With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. So the matrix
-    for row Y of the result, seen[Y], is what all kernel cells (i, j) see, of each channel c and each image n:
+    With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. With a stride, a
+    copy has only every stride-th pixel, and each matrix begins `stride` image rows below the one before. In formulas:
+    see above _row_copies. The gradient of x is a convolution, too: see _gradient_of_copies.
 
-        seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * stride + i, X * stride + j]
-
-    With a stride, a copy has only every stride-th pixel, and each matrix begins `stride` image rows below the one
-    before. The gradient of x is a convolution, too: see _gradient_of_copies.
-
-    The zeros of the padding, and those that _gradient_of_copies puts around the result's gradient, are multiplied, too:
-    with an infinite weight their products are nan.
+    The zeros of the padding are multiplied, too: with an infinite weight their products are nan.
 
     Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image, or a stride or
     padding that is too small, TypeError for one that is not an integer.
@@ -819,17 +814,15 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     children = (x, w) if b is None else (x, w, b)
     kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # the dtype to compute in
 
-    # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous. The
-    # result is a view of this, which the next layer need not reorder. Only speed depends on the memory order of x and
-    # of the result; _windows alone relies on one, that of the copies.
+    # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous, and the
+    # result is a view that the next layer need not reorder. The order of x in memory changes only the speed.
     padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)  # casts x, too
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
-    # copies is kept for the backward pass. It is kw images, but to make it again takes longer than the product below.
+    # copies is kept for the backward pass: kw times the numbers of x, instead of the time for making it again.
     copies = _row_copies(padded, kw, ow, s)
     seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
-    out = np.empty((oh, O, ow * N), kernel.dtype)
     K = kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C)
-    _products(K, seen, out)
+    out = _products(K, seen)  # (oh, O, ow * N)
     if b is not None:
         out += b.data[:, None]
 
@@ -842,7 +835,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for part in _column_parts(ow * N, kernel.size):
                 dK_T += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
             w.add_grad(dK_T.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
-        if x.requires_grad:  # seen[Y] would get K.T @ grad[Y], and windows overlap: _gradient_of_copies adds up
+        if x.requires_grad:  # seen[Y] gets K.T @ grad[Y], and where windows overlap, these add up
             dcopies = _gradient_of_copies(grad, kernel, H + 2 * p, s)
             dpadded = _add_row_copies(dcopies.reshape(copies.shape), W + 2 * p, s)
             x.add_grad(dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2))
@@ -868,7 +861,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     rows = functools.reduce(np.maximum, [image[i : oh * s : s] for i in range(s)])  # (oh, C, W, N)
     out = functools.reduce(np.maximum, [rows[:, :, j : ow * s : s] for j in range(s)])  # (oh, C, ow, N)
 
-    def _backward(grad):
+    def _backward(grad):  # in each window, the first cell that equals the maximum takes the gradient
         rest = np.array(grad.transpose(2, 1, 3, 0), order="C")  # a copy: what no cell has taken yet
         dimage = np.empty_like(image)
         dimage[oh * s :] = 0  # what fills no window
@@ -878,7 +871,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
             taken = rest * (image[cell] == out)
             dimage[cell] = taken
             rest -= taken
-        dimage[last] = rest  # also in windows with nan, which equals nothing
+        dimage[last] = rest  # which is all of it in a window with nan, as nan equals nothing
         x.add_grad(dimage.transpose(3, 1, 0, 2))
 
     return Value(out.transpose(3, 1, 0, 2), (x,), "max_pooling", _backward)
@@ -922,13 +915,13 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
 
 
 def _is_leaf(value):
-    """Whether the Value was made by hand, frozen or not. (A result that is a constant has no _prev, but an _op.)"""
+    """True for a Value made by hand, also a frozen one. (A constant result has no _prev, either, but an _op.)"""
     return not value._prev and (value.requires_grad or not value._op)
 
 
 def _members(thing, path=""):
-    """The Values and layers that a layer, list, tuple or dict has, with their paths: also those in lists, tuples and
-    dicts in it, but not those that a layer in it has."""
+    """Yield the path and the member for each Value and layer in a layer, list, tuple or dict, also inside of lists,
+    tuples and dicts in it. Layers in it are not entered."""
     parts = vars(thing) if isinstance(thing, Layer) else thing
     items = parts.items() if isinstance(parts, dict) else enumerate(parts)
     for key, part in items:
@@ -977,7 +970,7 @@ class Layer:
         """The Values to train by their names, in the order of assignment: "weight", "conv1.bias", "layers.0.weight".
 
         They are the leaves among the attributes of this layer and of its layers, also in lists, tuples and dicts. What
-        is there twice counts once. A leaf whose requires_grad was set to False is not in here, but is saved and loaded;
+        is found twice counts once. A leaf whose requires_grad was set to False is not in here, but is saved and loaded;
         results of operations are neither. Raises ValueError for two of one name, as in a dict with the keys 0 and "0".
         """
         return {name: leaf for name, leaf in self._leaves().items() if leaf.requires_grad}
@@ -1045,7 +1038,7 @@ class Layer:
         if wrong:
             raise ValueError(f"cannot load weights from {path}: {', '.join(sorted(wrong))}")
         for name, p in parameters.items():
-            # order: np.load keeps the file's, which may be column by column
+            # order="C" for speed: np.load keeps the file's order, which may be column by column
             p.data = float(arrays[name]) if type(p.data) is float else arrays[name].astype(p.dtype, order="C")
         return self
 
@@ -1167,7 +1160,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         for p in self.parameters:
-            p._grad = None  # None is zero
+            p._grad = None  # zero: a leaf has no _shared_grad
 
     def update(self, lr: float) -> None:
         """Take one step of gradient descent with the learning rate lr. Arrays that were handed in are not written to.
@@ -1179,7 +1172,7 @@ class Optimizer:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them first: one may raise
         for p, data in zip(self.parameters, updated):
-            p._data = data  # not .data: of a 0-d array NumPy has made a scalar, and a new type would drop the gradient
+            p._data = data  # not .data: NumPy has made scalars of 0-d arrays, and a new type would reset the gradient
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1223,6 +1216,7 @@ def _escaped(text):
 
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
+# For save and load. Nothing here is about gradients.
 
 
 def _write_arrays(path, arrays):

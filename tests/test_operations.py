@@ -626,6 +626,7 @@ def test_reshape_rejects(call, error, message):
     ("an_axis_twice_from_both_ends", (1, -1), VALUE, r"axis.*\(1, -1\)"),
     ("too_few", (1,), VALUE, r"transpose.*\(2, 3\).*\(1,\)"),
     ("an_empty_tuple", ((),), VALUE, r"transpose.*\(2, 3\).*\(\)"),
+    ("two_tuples", ((1, 0), (0, 1)), TYPE, r"axis.*integer.*\(1, 0\)"),
     ("too_many", (0, 1, 2), VALUE, r"axis.*\(0, 1, 2\)"),
     ("beyond", (0, 2), VALUE, r"axis.*\(0, 2\)"),
     ("before", (0, -3), VALUE, "axis.*-3"),
