@@ -48,19 +48,19 @@ __all__ = [
     "cross_entropy", "Layer", "LinearLayer", "Neuron", "MLP", "Conv2dLayer", "Optimizer", "draw_graph",
 ]  # fmt: skip
 
-Operand = Union["Value", ArrayLike]  # what an operation takes: numbers and arrays are constants
-_CLOSED = False  # Value._pending while add_grad is refused. (An object() would become another one in a deep copy.)
+Operand = Union["Value", ArrayLike]  # what an operation takes: a Value, or a number or array, which is then a constant
+_CLOSED = False  # a state of Value._pending: see Value.__init__. (An object() would be another one in a deep copy.)
 
 
-def _missing_backward(grad):  # stands in until a _backward is assigned, as in micrograd
+def _missing_backward(grad):  # until a _backward is assigned, which works here as in micrograd
     raise ValueError("a Value was made with _children but without a _backward")
 
 
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    A leaf is made by you, a result by an operation. Either of them is a constant if it needs no gradient, and a result
-    then forgets its operands.
+    A leaf is made by you. A result is made by an operation, and remembers its operands. A constant is a leaf or a
+    result that needs no gradient; a result that is a constant has forgotten its operands.
 
     data           a Python float, or a floating NumPy array or scalar.
                    Numbers become Python floats and stay so: with arrays of one element, scalar graphs would take four
@@ -75,7 +75,7 @@ class Value:
                    afresh. It is zero before the first call, and becomes zero when data of another type, shape or dtype
                    are assigned.
     requires_grad  False for a constant: what `as_value` made of a number or an array, what was computed from constants
-                   only, or under `no_grad`. Set it to False to freeze a leaf.
+                   only, or under `no_grad`. Set it to False to freeze a Value.
     label          a name, for `draw_graph`.
     shape, dtype, ndim   as NumPy's.
 
@@ -121,9 +121,10 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        self._grad = None  # this Value's own array, or None, and then `grad` makes it: of _shared_grad, or of zeros
-        self._shared_grad = None  # a result's gradient, an array that other Values may hold, too, which saves copies
-        self._pending = _CLOSED  # during backward_all the sum of what add_grad got, or None for zero
+        # Three attributes for the gradient: collected in _pending, kept in one of the others, where `grad` finds it.
+        self._pending = _CLOSED  # in backward_all the sum of what add_grad got, or None for zero. _CLOSED: it raises
+        self._grad = None  # an array of this Value's own, or None
+        self._shared_grad = None  # a result's, maybe an array that others have, too: + hands the same to both operands
         self._prev = _children  # empty for a leaf, and for a result that is a constant
         self._op = _op
         self._backward = _backward
@@ -131,9 +132,10 @@ class Value:
         self.label = label
 
     # ---- Primitives: the result, and how its gradient becomes the gradient of each operand. -------------------------
-    # as_value makes a constant of a number or an array. add_grad undoes what broadcasting did to an operand, for all
-    # operations, and ignores constants; only matrix products and conv2d ask requires_grad first, to save their work.
-    # Graphs of numbers feel every call: so as_value is not called for a Value, and `_data` is read instead of `data`.
+    # as_value makes a constant of a number or an array, with a dtype that suits `like`, the other operand. add_grad
+    # undoes what broadcasting did to an operand, for all operations, and ignores constants; only matrix products and
+    # conv2d ask requires_grad first, to save their work. In graphs of numbers each call counts: so as_value is not
+    # called for a Value, and `_data` is read instead of `data`.
 
     def __add__(self, other: Operand) -> Value:
         if type(other) is not Value:
@@ -158,7 +160,7 @@ class Value:
     def __mul__(self, other: Operand) -> Value:
         if type(other) is not Value:
             other = as_value(other, like=self)
-        a, b = self._data, other._data  # now: data may be assigned anew before _backward
+        a, b = self._data, other._data  # kept: data may be another by the time of _backward
 
         def _backward(grad):  # d(a b) = b da + a db
             self.add_grad(grad * b)
@@ -205,16 +207,17 @@ class Value:
             raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}") from None
 
         def _backward(grad):  # d(A B) = dA B + A dB: A gets grad B^T, and B gets A^T grad
+            # (A_ij is in out_ik for every k, times B_jk: so it gets the sum over k of grad_ik B_jk)
             A, B = a, b
             if b.ndim == 1:  # one column
                 B, grad = b[:, None], np.expand_dims(grad, -1)
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector, add_grad sums away leading axes
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector m is 1, which add_grad drops
             if other.requires_grad:
-                dB = A.swapaxes(-1, -2) @ grad  # (..., n, p)
-                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)  # ... but not a last one
+                dB = A.swapaxes(-1, -2) @ grad  # (..., n, p); for a vector p is 1, and add_grad drops leading axes only
+                other.add_grad(dB[..., 0] if b.ndim == 1 else dB)
 
         return Value(out, (self, other), "@", _backward)
 
@@ -353,13 +356,13 @@ class Value:
         largest. Raises what `sum` raises, and ValueError where there is no element."""
         keepdims = _boolean("keepdims", keepdims)
         axes = sorted(_axes(axis, self.ndim))  # so that the first of equal elements is the first in row-major order
-        if not axes:  # a number, which stays a Python float, or axis=()
+        if not axes:  # of a number, or with axis=(), each element is the largest
             return self
         kept = [i for i in range(self.ndim) if i not in axes]
         count, length = (math.prod(self.shape[i] for i in group) for group in (kept, axes))
         if length == 0:
             raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
-        rows = self.transpose(*kept, *axes).reshape(count, length)  # a row to pick each element of the result from
+        rows = self.transpose(*kept, *axes).reshape(count, length)  # a row for each element of the result
         largest = rows[np.arange(count), rows.data.argmax(1)]
         shape = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept]
         return largest.reshape(shape)
@@ -395,7 +398,7 @@ class Value:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
         grads = []
-        with _collecting(order):  # each _pending is None now: zero
+        with _collecting(order):  # add_grad collects in _pending, from None: zero
             self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)  # d(self)/d(self)
             for node in order:
                 grad = node._pending  # complete, or None for zero
@@ -403,7 +406,7 @@ class Value:
                 if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
-        # All sums before any assignment: under np.errstate one may raise.
+        # First the sums, which may raise (under np.errstate), then the assignments.
         totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
             if node._prev:
@@ -415,7 +418,7 @@ class Value:
 
     def _leaf_total(self, grad):
         """The gradient of earlier passes and of this one, as a leaf's own array."""
-        if grad is None:
+        if grad is None:  # nothing was collected: never is for a constant
             return self._grad
         total = grad if self._grad is None else self._grad + grad
         return total if type(self._data) is float else np.array(total, self.dtype)
@@ -437,7 +440,7 @@ class Value:
             self._pending = grad
         elif self._pending is _CLOSED:
             raise ValueError("add_grad takes gradients of a result's _children only, during backward_all")
-        else:  # not +=: others may hold the array
+        else:  # not +=: others may have got this array, too
             self._pending = self._pending + grad
 
     @property
@@ -552,8 +555,8 @@ class Value:
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
     """x if it is a Value, else x as a constant: a Value that gets no gradient.
 
-    Integer and boolean arrays become float64; with `like`, the other operand, NumPy's common dtype of the two: int8
-    beside float32 becomes float32. Raises TypeError as Value does, with this name for x.
+    Integer and boolean arrays become float64; with `like`, the other operand, they take NumPy's common dtype of both:
+    int8 beside float32 becomes float32. Raises TypeError as Value does, with this name for x.
     """
     if isinstance(x, Value):
         return x
@@ -596,7 +599,7 @@ def topological_order(root: Value) -> list[Value]:
     order, visited, to_visit = [], set(), [root]
     while to_visit:
         node = to_visit.pop()
-        if node is None:  # all operands of the Value below it are in `order`
+        if node is None:  # all operands of the Value below it in to_visit are in `order`
             order.append(to_visit.pop())
         elif node not in visited:
             visited.add(node)
@@ -625,7 +628,7 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 @contextlib.contextmanager
 def _collecting(nodes):
     """Within this context add_grad collects gradients for these Values, from zero."""
-    before = [node._pending for node in nodes]  # not always _CLOSED: a _backward may itself call backward_all
+    before = [node._pending for node in nodes]  # not always _CLOSED: a _backward may call backward_all, to recompute
     try:
         for node in nodes:
             node._pending = None
@@ -635,7 +638,7 @@ def _collecting(nodes):
             node._pending = pending
 
 
-_no_grad_threads: list[int] = []  # the thread of each no_grad that was entered. Value() asks first whether it is empty
+_no_grad_threads: list[int] = []  # the thread of each no_grad() that is open. Value() first asks if it is empty: faster
 
 
 @contextlib.contextmanager
@@ -670,7 +673,7 @@ def stack(values: Sequence[Operand], axis: int = 0) -> Value:
         for value, part in zip(values, np.moveaxis(grad, axis, 0)):
             value.add_grad(part)
 
-    out = np.stack(arrays, axis, dtype=np.result_type(*arrays))  # a Python float adapts to arrays, as in +
+    out = np.stack(arrays, axis, dtype=np.result_type(*arrays))  # a Python float takes the arrays' dtype, as in +
     return Value(out, values, "stack", _backward)
 
 
@@ -682,17 +685,28 @@ def _output_size(name, shape, kernel, stride, padding):
     return sizes
 
 
-# conv2d computes each row of its result as one matrix product; its docstring draws this for a small image. Y and X
-# count the rows and columns of the result, i and j those of the kernel, s is the stride, and padded is x with padding:
+# conv2d computes each row of its result as one matrix product. Each image row is copied kw times: copy j is what kernel
+# column j sees while the kernel slides along the row. Put all copies one below the other: then what the kernel sees for
+# one row of the result is kh * kw lines that follow one another, a matrix. (Matrices have lines here, images rows.) For
+# an image of 3 x 3 pixels and the kernel a b / c d:
 #
-#     row Y of the result (O, ow * N) = K (O, kh * kw * C) @ seen[Y] (kh * kw * C, ow * N)
+#     1 2 3     row 0, seen by column 0:  1 2     [a b c d]  1 2  = result's row 0     [a b c d]  4 5  = result's row 1
+#     4 5 6            seen by column 1:  2 3                2 3                                  5 6
+#     7 8 9     row 1, seen by column 0:  4 5                4 5                                  7 8
+#                      seen by column 1:  5 6                5 6                                  8 9
+#               row 2, seen by column 0:  7 8
+#                      seen by column 1:  8 9
 #
-#     K[o, (i * kw + j) * C + c] = w[o, c, i, j]
-#     seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * s + i, X * s + j]
+# With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. With a stride s, a
+# copy has only every s-th pixel, and each matrix begins s image rows below the one before. In formulas, where Y and X
+# count the rows and columns of the result, i and j those of the kernel:
 #
-# So each line of the matrix seen[Y] is what one kernel cell sees of one channel. (Matrices have lines, images rows.)
-# The parts come first: _row_copies makes all lines, _windows finds each seen[Y] among them, _products multiplies. Here
-# images are one contiguous array with the axes (row, channel, column, image).
+#     result[Y] = K @ seen[Y]                                                        (O, ow * N)
+#     K[o, (i * kw + j) * C + c] = w[o, c, i, j]                                     (O, kh * kw * C)
+#     seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * s + i, X * s + j]  (kh * kw * C, ow * N)
+#
+# _row_copies makes the lines, _windows finds each seen[Y] among them, _products multiplies. Images are arrays with the
+# axes (row, channel, column, image), contiguous, so that lines are. Only _windows relies on that; the rest would be slower.
 
 
 def _row_copies(image, kw, ow, s):
@@ -725,8 +739,8 @@ def _windows(rows, k, s):
     """rows (h, m, length), m lines for each of h image rows, to (h', k * m, length): what a kernel of k rows sees as it
     moves down by s rows.
 
-    Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows must be contiguous: then these lines follow
-    one another in memory already, and the windows are a view, overlap, and cost nothing.
+    Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows must be contiguous (np.ndarray refuses
+    others): these lines follow one another in memory already. So the windows are a view, overlap, and cost nothing.
     """
     h, m, length = rows.shape
     row_step, line_step, step = rows.strides  # how many bytes lie between one and the next
@@ -735,7 +749,7 @@ def _windows(rows, k, s):
 
 
 def _column_parts(length, per_column):
-    """Slices of all `length` columns of a matrix that is multiplied: per_column multiplications for each of them.
+    """Slices of all `length` columns of a matrix, for a product in which a column takes per_column multiplications.
 
     BLAS was measured fastest at products of up to 10**6 multiplications. Where that would be fewer than 1000 columns,
     it was fastest with all of them at once.
@@ -746,7 +760,7 @@ def _column_parts(length, per_column):
 
 
 def _products(matrix, windows, out=None):
-    """matrix (m, k) @ windows (h, k, length) to (h, m, length): one product for each window."""
+    """matrix (a, b) @ windows (count, b, length) to (count, a, length): one product for each window."""
     if out is None:
         out = np.empty((len(windows), len(matrix), windows.shape[2]), matrix.dtype)
     for part in _column_parts(windows.shape[2], matrix.size):
@@ -758,15 +772,18 @@ def _gradient_of_copies(grad, kernel, h, s):
     """The gradient of the copies of all h image rows (h, kw * C, ow * N), from that of conv2d's result, grad
     (oh, O, ow * N).
 
-    Row Y of the result is the sum over i of K_i @ copies[Y * s + i], where K_i (O, kw * C) is the part of K for kernel
-    row i. So, as for @, copies[Y * s + i] gets K_i.T @ grad[Y]. Seen from an image row r, copies[r] gets the sum over i
-    of K_i.T @ grad[(r - i) / s], for those (r - i) / s that are rows of the result: this is a convolution again, of the
-    result's gradient, by the kernel transposed and in reverse. (_add_row_copies does the same for the columns.)
+    Let copies[r] be the kw * C lines of image row r, and K_i (O, kw * C) the part of K for kernel row i. Row Y of the
+    result is the sum over i of K_i @ copies[Y * s + i]. So, as for @, copies[Y * s + i] gets K_i.T @ grad[Y]. The loop
+    does this for one i after the other, and for all Y at once.
+
+    Seen from an image row r, copies[r] gets the sum over i of K_i.T @ grad[(r - i) / s]. So this is a convolution
+    again, of grad: by the transposed kernel, and backwards, as i is subtracted where conv2d adds it. (What is no row
+    of grad counts as zeros: with a stride, s - 1 rows of them lie between those of grad.)
     """
     (oh, O, length), (_, C, kh, kw) = grad.shape, kernel.shape
     K_T = kernel.transpose(2, 3, 1, 0).reshape(kh, kw * C, O)  # K_T[i] is K_i.T
     dcopies = np.zeros((h, kw * C, length), grad.dtype)
-    _products(K_T[0], grad, out=dcopies[: s * oh : s])  # straight to its place, which saves time
+    _products(K_T[0], grad, out=dcopies[: s * oh : s])  # for i = 0 it need not be added, which saves time
     for i in range(1, kh):
         dcopies[i : i + s * oh : s] += _products(K_T[i], grad)
     return dcopies
@@ -782,20 +799,17 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     `loop_conv2d` in tests/gradcheck.py is this definition in seven loops, with its gradients.
 
-    Here, each image row is copied kw times: copy j is what kernel column j sees while the kernel slides along the row.
-    With all copies one below the other, what the kernel sees for one row of the result is kh * kw consecutive lines, a
-    matrix, and one product gives that row. For an image of 3 x 3 pixels and the kernel a b / c d:
+    Each row of the result is one matrix product: the kernel times what it sees. For an image of 3 x 3 pixels and the
+    kernel a b / c d:
 
-        1 2 3     row 0, seen by column 0:  1 2                   1 2                          4 5
-        4 5 6            seen by column 1:  2 3        [a b c d]  2 3  = row 0      [a b c d]  5 6  = row 1
-        7 8 9     row 1, seen by column 0:  4 5                   4 5    of the result         7 8    of the result
-                         seen by column 1:  5 6                   5 6                          8 9
-                  row 2, seen by column 0:  7 8
-                         seen by column 1:  8 9
+        1 2 3     [a b c d]  1 2  = result's row 0     [a b c d]  4 5  = result's row 1
+        4 5 6                2 3                                  5 6
+        7 8 9                4 5                                  7 8
+                             5 6                                  8 9
 
-    With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. With a stride, a
-    copy has only every stride-th pixel, and each matrix begins `stride` image rows below the one before. In formulas:
-    see above _row_copies. The gradient of x is a convolution, too: see _gradient_of_copies.
+    1 2 is what a sees of the image while the kernel slides along for row 0, 2 3 is what b sees. In general, line
+    (i * kw + j) * C + c of such a matrix is what kernel cell (i, j) sees of channel c: more above `_row_copies`. The
+    gradient of x is a convolution, too: see `_gradient_of_copies`.
 
     The zeros of the padding are multiplied, too: with an infinite weight their products are nan.
 
@@ -814,11 +828,11 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     children = (x, w) if b is None else (x, w, b)
     kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # the dtype to compute in
 
-    # Inside, axes are (row, channel, column, image), in memory, too: then each line of a matrix is contiguous, and the
-    # result is a view that the next layer need not reorder. The order of x in memory changes only the speed.
+    # The result, too, has the axes (row, channel, column, image) in memory, so that the next layer need not reorder it.
+    # x may come in any memory order: others only take more time.
     padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)  # casts x, too
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
-    # copies is kept for the backward pass: kw times the numbers of x, instead of the time for making it again.
+    # copies stays for the backward pass: it takes the memory of kw images, and saves the time to make it again.
     copies = _row_copies(padded, kw, ow, s)
     seen = _windows(copies.reshape(H + 2 * p, kw * C, ow * N), kh, s)  # (oh, kh * kw * C, ow * N)
     K = kernel.transpose(0, 2, 3, 1).reshape(O, kh * kw * C)
@@ -835,7 +849,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
             for part in _column_parts(ow * N, kernel.size):
                 dK_T += (seen[:, :, part] @ grad[:, :, part].swapaxes(1, 2)).sum(0)
             w.add_grad(dK_T.reshape(kh, kw, C, O).transpose(3, 2, 0, 1))
-        if x.requires_grad:  # seen[Y] gets K.T @ grad[Y], and where windows overlap, these add up
+        if x.requires_grad:  # first the gradient of the copies, then that of the pixels that were copied
             dcopies = _gradient_of_copies(grad, kernel, H + 2 * p, s)
             dpadded = _add_row_copies(dcopies.reshape(copies.shape), W + 2 * p, s)
             x.add_grad(dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2))
@@ -862,7 +876,7 @@ def max_pooling(x: Operand, stride: int) -> Value:
     out = functools.reduce(np.maximum, [rows[:, :, j : ow * s : s] for j in range(s)])  # (oh, C, ow, N)
 
     def _backward(grad):  # in each window, the first cell that equals the maximum takes the gradient
-        rest = np.array(grad.transpose(2, 1, 3, 0), order="C")  # a copy: what no cell has taken yet
+        rest = np.array(grad.transpose(2, 1, 3, 0), order="C")  # what no cell has taken yet; a copy, to write to
         dimage = np.empty_like(image)
         dimage[oh * s :] = 0  # what fills no window
         dimage[:, :, ow * s :] = 0
@@ -880,8 +894,8 @@ def max_pooling(x: Operand, stride: int) -> Value:
 def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     """The mean over the batch of -log softmax(x)[y]: logits x (N, classes), integer labels y (N,), result ().
 
-    The largest logit is subtracted first, which leaves the softmax as it is and keeps exp from overflowing. The
-    gradient is (softmax(x) - onehot(y)) / N.
+    The largest logit is subtracted first, which leaves the softmax as it is and keeps exp from overflowing. As
+    -log softmax(x)[y] is log(sum(exp(x))) - x[y], the gradient is (softmax(x) - onehot(y)) / N.
 
     Raises ValueError for other shapes, an empty batch or labels outside 0 ... classes - 1; TypeError for labels that
     are not integers.
@@ -902,7 +916,7 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     picked = np.arange(n), labels
 
-    def _backward(grad):
+    def _backward(grad):  # (softmax(x) - onehot(y)) / N
         dx = np.exp(log_softmax)
         dx[picked] -= 1
         x.add_grad(dx * (grad / n))
@@ -915,13 +929,13 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
 
 
 def _is_leaf(value):
-    """True for a Value made by hand, also a frozen one. (A constant result has no _prev, either, but an _op.)"""
+    """True for a Value made by hand, also a frozen one. (A constant result has no _prev, either, but it has an _op.)"""
     return not value._prev and (value.requires_grad or not value._op)
 
 
 def _members(thing, path=""):
-    """Yield the path and the member for each Value and layer in a layer, list, tuple or dict, also inside of lists,
-    tuples and dicts in it. Layers in it are not entered."""
+    """Yield (path, member) for each Value and each Layer in thing: a layer, list, tuple or dict. It looks into lists,
+    tuples and dicts in it, but not into layers."""
     parts = vars(thing) if isinstance(thing, Layer) else thing
     items = parts.items() if isinstance(parts, dict) else enumerate(parts)
     for key, part in items:
@@ -1172,7 +1186,7 @@ class Optimizer:
             raise ValueError(f"lr must be a finite number, at least 0, got {lr}")
         updated = [p.data - lr * p.grad for p in self.parameters]  # all of them first: one may raise
         for p, data in zip(self.parameters, updated):
-            p._data = data  # not .data: NumPy has made scalars of 0-d arrays, and a new type would reset the gradient
+            p._data = data  # not .data: NumPy's - makes a scalar of a 0-d array, and a new type resets the gradient
 
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
@@ -1191,7 +1205,7 @@ def draw_graph(value: Value) -> str:
         return np.array2string(data, precision=4, separator=", ") if np.ndim(data) else f"{data:.4g}"
 
     order = topological_order(value)
-    name = {node: f"n{i}" for i, node in enumerate(order)}
+    names = {node: f"n{i}" for i, node in enumerate(order)}
     lines = ["digraph {", "  rankdir=LR", "  node [shape=record]"]
     for node in order:
         if not isinstance(node.label, str):
@@ -1204,8 +1218,8 @@ def draw_graph(value: Value) -> str:
             if node.requires_grad:
                 fields.append(f"grad {short(node.grad)}")
         text = " | ".join(_escaped(f) for f in fields if f)
-        lines.append(f'  {name[node]} [label="{{ {text} }}"]')
-        lines += [f"  {name[operand]} -> {name[node]}" for operand in node._prev]
+        lines.append(f'  {names[node]} [label="{{ {text} }}"]')
+        lines += [f"  {names[operand]} -> {names[node]}" for operand in node._prev]
     return "\n".join(lines + ["}"]) + "\n"
 
 
