@@ -545,6 +545,7 @@ class Value:
         if self._prev:
             raise TypeError(f"the result of {self._op!r} cannot be copied or pickled with its graph: copy its .data")
         state = {name: getattr(self, name) for name in self.__slots__ if name != "__weakref__"}
+        state["_pending"] = _CLOSED  # the copy is in no pass, even if this Value is
         state["_grad"] = copy.copy(self._grad)  # also in a shallow copy, each Value's gradient is its own array
         return None, state  # as pickle wants it: the state of a __dict__, and of the slots
 
@@ -706,7 +707,7 @@ def _output_size(name, shape, kernel, stride, padding):
 #     seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * s + i, X * s + j]  (kh * kw * C, ow * N)
 #
 # _row_copies makes the lines, _windows finds each seen[Y] among them, _products multiplies. Images are arrays with the
-# axes (row, channel, column, image), contiguous, so that lines are. Only _windows relies on that; the rest would be slower.
+# axes (row, channel, column, image), contiguous, so that lines are. Only _windows relies on that, the rest is faster.
 
 
 def _row_copies(image, kw, ow, s):
@@ -735,7 +736,7 @@ def _add_row_copies(copies, W, s):
     return image
 
 
-def _windows(rows, k, s):
+def _windows(rows, k, s=1):
     """rows (h, m, length), m lines for each of h image rows, to (h', k * m, length): what a kernel of k rows sees as it
     moves down by s rows.
 
@@ -769,23 +770,35 @@ def _products(matrix, windows, out=None):
 
 
 def _gradient_of_copies(grad, kernel, h, s):
-    """The gradient of the copies of all h image rows (h, kw * C, ow * N), from that of conv2d's result, grad
-    (oh, O, ow * N).
+    """The gradient of the copies of all h image rows (h, kw * C, length), from that of conv2d's result, grad
+    (oh, O, length), where length is ow * N.
 
     Let copies[r] be the kw * C lines of image row r, and K_i (O, kw * C) the part of K for kernel row i. Row Y of the
-    result is the sum over i of K_i @ copies[Y * s + i]. So, as for @, copies[Y * s + i] gets K_i.T @ grad[Y]. The loop
-    does this for one i after the other, and for all Y at once.
+    result is the sum over i of K_i @ copies[Y * s + i]. So, as for @, copies[Y * s + i] gets K_i.T @ grad[Y]. For a
+    kernel of 2 rows, a result of 2 rows, and s = 1:
 
-    Seen from an image row r, copies[r] gets the sum over i of K_i.T @ grad[(r - i) / s]. So this is a convolution
-    again, of grad: by the transposed kernel, and backwards, as i is subtracted where conv2d adds it. (What is no row
-    of grad counts as zeros: with a stride, s - 1 rows of them lie between those of grad.)
+        copies[0] gets  K_1.T @ 0       + K_0.T @ grad[0]
+        copies[1] gets  K_1.T @ grad[0] + K_0.T @ grad[1]
+        copies[2] gets  K_1.T @ grad[1] + K_0.T @ 0
+
+    [K_1.T K_0.T] slides down over the rows 0, grad[0], grad[1], 0. So this is a convolution again, and computed as one:
+    of grad with kh - 1 rows of zeros above and below, by the transposed kernel with its rows in reverse order.
+
+    With a stride, kernel row i sees image row r only if r - i is a multiple of s. For s = 2 and kh = 3, even rows are
+    seen by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride: of the
+    same grad, by kernel rows a, a + s, ..., for image rows a, a + s, ...
     """
     (oh, O, length), (_, C, kh, kw) = grad.shape, kernel.shape
-    K_T = kernel.transpose(2, 3, 1, 0).reshape(kh, kw * C, O)  # K_T[i] is K_i.T
+    rows = np.zeros((kh - 1 + oh + kh - 1, O, length), grad.dtype)
+    rows[kh - 1 : kh - 1 + oh] = grad
     dcopies = np.zeros((h, kw * C, length), grad.dtype)
-    _products(K_T[0], grad, out=dcopies[: s * oh : s])  # for i = 0 it need not be added, which saves time
-    for i in range(1, kh):
-        dcopies[i : i + s * oh : s] += _products(K_T[i], grad)
+    for a in range(min(s, kh)):
+        kernel_rows = kernel[:, :, a::s]  # (O, C, k, kw)
+        k = kernel_rows.shape[2]
+        matrix = kernel_rows[:, :, ::-1].transpose(3, 1, 2, 0).reshape(kw * C, k * O)  # [K_1.T K_0.T]
+        spare = kh - k  # k kernel rows need only k - 1 rows of zeros
+        windows = _windows(rows[spare : len(rows) - spare], k)
+        _products(matrix, windows, out=dcopies[a::s][: len(windows)])  # no window sees image rows below these: zero
     return dcopies
 
 
@@ -811,7 +824,8 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     (i * kw + j) * C + c of such a matrix is what kernel cell (i, j) sees of channel c: more above `_row_copies`. The
     gradient of x is a convolution, too: see `_gradient_of_copies`.
 
-    The zeros of the padding are multiplied, too: with an infinite weight their products are nan.
+    The zeros of the padding, and those that _gradient_of_copies puts around the result's gradient, are multiplied, too:
+    with an infinite weight their products are nan.
 
     Raises ValueError for shapes that do not fit, an empty w, a kernel larger than the padded image, or a stride or
     padding that is too small, TypeError for one that is not an integer.
@@ -1267,7 +1281,7 @@ def _read_arrays(path):
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
-            return {name: np.asarray(archive[name]) for name in archive.files}
+            return {name: np.asarray(archive[f"{name}.npy"]) for name in archive.files}  # [name] might be of another
     except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
         raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
 

@@ -604,6 +604,16 @@ def test_parameters_may_be_named_as_arguments_of_numpy(tmp_path):
     assert_same(numbers(layers[1].load(tmp_path / "w.npz")), numbers(layers[0]))
 
 
+def test_parameters_may_be_named_as_the_files_of_others(tmp_path):
+    """In an npz file, the array "a" is the file "a.npy"."""
+    layers = Layer(), Layer()
+    for number, layer in enumerate(layers):
+        layer.values = {"a": Value(np.full(2, 1.0 + number)), "a.npy": Value(np.full(2, 5.0 + number))}
+    layers[0].save(tmp_path / "w.npz")
+    layers[1].load(tmp_path / "w.npz")
+    assert {name: p.data.tolist() for name, p in layers[1].values.items()} == {"a": [1.0, 1.0], "a.npy": [5.0, 5.0]}
+
+
 def test_what_is_shared_stays_shared(tmp_path):
     pyramid = Pyramid()
     Pyramid().save(tmp_path / "w.npz")

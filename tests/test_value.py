@@ -831,6 +831,27 @@ def test_a_copied_leaf_shares_no_gradient(how):
 
 
 @EVERY_COPY
+def test_a_leaf_copied_during_a_pass_is_in_no_pass(how):
+    """As when one thread saves a model that another one trains: the copy takes no part in that pass."""
+    v, copies = Value(np.array([1.0, 2.0])), []
+
+    def _backward(grad):
+        copies.append(COPIES[how](v))
+        v.add_grad(3 * grad)
+        copies.append(COPIES[how](v))
+
+    Value(3 * v.data, (v,), "triple", _backward).sum().backward_all()
+    np.testing.assert_array_equal(v.grad, [3, 3])
+    assert len(copies) == 2
+    for c in copies:
+        np.testing.assert_array_equal(c.grad, [0, 0])
+        check(lambda c=c: c.add_grad(np.ones(2)), VALUE, "during backward_all")
+        c.grad = np.array([5.0, 6.0])
+        (c * 2).sum().backward_all()
+        np.testing.assert_array_equal(c.grad, [7, 8])
+
+
+@EVERY_COPY
 def test_a_copied_constant_is_a_constant(how):
     with no_grad():
         constant = Value(np.array([1.0, 2.0])) * 2
