@@ -397,8 +397,11 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
+        before = [node._pending for node in order]  # put back at the end: a _backward may have called this
         grads = []
-        with _collecting(order):  # add_grad collects in _pending, from None: zero
+        try:
+            for node in order:
+                node._pending = None  # zero: add_grad adds to it
             self._pending = 1.0 if type(self._data) is float else np.ones_like(self._data)  # d(self)/d(self)
             for node in order:
                 grad = node._pending  # complete, or None for zero
@@ -406,6 +409,9 @@ class Value:
                 if node._prev and grad is not None:
                     node._backward(grad)
                 grads.append(grad)
+        finally:
+            for node, pending in zip(order, before):
+                node._pending = pending
         # First the sums, which may raise (under np.errstate), then the assignments.
         totals = [grad if node._prev else node._leaf_total(grad) for node, grad in zip(order, grads)]
         for node, total in zip(order, totals):
@@ -624,19 +630,6 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if total.shape[added:] == shape:
             return total.reshape(shape)
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
-
-
-@contextlib.contextmanager
-def _collecting(nodes):
-    """Within this context add_grad collects gradients for these Values, from zero."""
-    before = [node._pending for node in nodes]  # not always _CLOSED: a _backward may call backward_all, to recompute
-    try:
-        for node in nodes:
-            node._pending = None
-        yield
-    finally:
-        for node, pending in zip(nodes, before):
-            node._pending = pending
 
 
 _no_grad_threads: list[int] = []  # the thread of each no_grad() that is open. Value() first asks if it is empty: faster
