@@ -12,13 +12,13 @@ change the gradients.
 
     Value        constructor, primitives (+ - * / ** @ tanh relu exp log sum ...), composed operations, backward, data
                  and shape, numbers and sequences
-    data         as_value: what a Value holds
+    operands     as_value: what they become, and what a Value holds
     graph        topological_order, unbroadcast, no_grad
     functions    stack, conv2d, max_pooling, cross_entropy
     layers       Layer, LinearLayer, Neuron, MLP, Conv2dLayer
     optimizer    Optimizer
     drawing      draw_graph
-    the rest     files of weights, checks of arguments, memory
+    the rest     files of weights, checks of arguments, memory: nothing about gradients
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ __all__ = [
 ]  # fmt: skip
 
 Operand = Union["Value", ArrayLike]  # what an operation takes: a Value, or a number or array, which is then a constant
-_CLOSED = False  # a state of Value._pending: see Value.__init__. (An object() would be another one in a deep copy.)
+_CLOSED = False  # Value._pending where add_grad would raise. (Not an object(): deepcopy would make another one.)
 
 
-def _missing_backward(grad):  # until a _backward is assigned, which works here as in micrograd
+def _missing_backward(grad):  # until a _backward is assigned, as in micrograd: but here it takes the gradient
     raise ValueError("a Value was made with _children but without a _backward")
 
 
 class Value:
     """A number or an array of real numbers, and how it was computed.
 
-    A leaf is made by you. A result is made by an operation, and remembers its operands. A constant is a leaf or a
-    result that needs no gradient; a result that is a constant has forgotten its operands.
+    A leaf is made by you. A result is made by an operation, and remembers its operands. A constant needs no
+    gradient: it is a leaf, or a result, which then keeps no operands.
 
     data           a Python float, or a floating NumPy array or scalar.
                    Numbers become Python floats and stay so: with arrays of one element, scalar graphs would take four
@@ -70,8 +70,8 @@ class Value:
                    Arrays that stay are not copied: changing their elements, or those of a result, between the forward
                    and the backward pass can make gradients wrong. Assigning another array of the same shape to `data`
                    cannot.
-    grad           d(root)/d(this Value), of data's type, shape and dtype. root is what `backward_all` was called on; if
-                   it is an array, its sum. Gradients of leaves add up over several calls, those of results start
+    grad           the derivative, with respect to this Value, of what `backward_all` was called on, or of its sum; of
+                   data's type, shape and dtype. Gradients of leaves add up over several calls, those of results start
                    afresh. It is zero before the first call, and becomes zero when data of another type, shape or dtype
                    are assigned.
     requires_grad  False for a constant: what `as_value` made of a number or an array, what was computed from constants
@@ -121,10 +121,10 @@ class Value:
         if not requires_grad:  # let go of the operands, and of the arrays that the closure holds
             _children, _backward = (), None
         self._data = data
-        # Three attributes for the gradient: collected in _pending, kept in one of the others, where `grad` finds it.
-        self._pending = _CLOSED  # in backward_all the sum of what add_grad got, or None for zero. _CLOSED: it raises
+        # The gradient is collected in _pending, then kept in _grad or _shared_grad, where the property `grad` finds it.
+        self._pending = _CLOSED  # in backward_all the sum of what add_grad got, or None for zero
         self._grad = None  # an array of this Value's own, or None
-        self._shared_grad = None  # a result's, maybe an array that others have, too: + hands the same to both operands
+        self._shared_grad = None  # a result's, until it is read: others may have it, as + hands one to both operands
         self._prev = _children  # empty for a leaf, and for a result that is a constant
         self._op = _op
         self._backward = _backward
@@ -175,9 +175,9 @@ class Value:
         out = np.true_divide(self._data, b)  # by 0 this is inf or nan, for Python's numbers too
 
         def _backward(grad):  # d(a / b) = da / b - (a / b) db / b
-            grad = np.true_divide(grad, b)
-            self.add_grad(grad)
-            other.add_grad(-grad * out)
+            da = np.true_divide(grad, b)
+            self.add_grad(da)
+            other.add_grad(-da * out)
 
         return Value(out, (self, other), "/", _backward)
 
@@ -214,9 +214,9 @@ class Value:
             if a.ndim == 1:  # one row
                 A, grad = a[None, :], np.expand_dims(grad, -2)
             if self.requires_grad:
-                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); for a vector m is 1, which add_grad drops
+                self.add_grad(grad @ B.swapaxes(-1, -2))  # (..., m, n); add_grad sums leading axes, for a vector m, too
             if other.requires_grad:
-                dB = A.swapaxes(-1, -2) @ grad  # (..., n, p); for a vector p is 1, and add_grad drops leading axes only
+                dB = A.swapaxes(-1, -2) @ grad  # (..., n, p); p is a last axis, so for a vector it is dropped here
                 other.add_grad(dB[..., 0] if b.ndim == 1 else dB)
 
         return Value(out, (self, other), "@", _backward)
@@ -364,8 +364,8 @@ class Value:
             raise ValueError(f"max takes at least one element, got shape {self.shape} and axis {axis}")
         rows = self.transpose(*kept, *axes).reshape(count, length)  # a row for each element of the result
         largest = rows[np.arange(count), rows.data.argmax(1)]
-        shape = [1 if i in axes else n for i, n in enumerate(self.shape) if keepdims or i in kept]
-        return largest.reshape(shape)
+        kept_shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
+        return largest.reshape(kept_shape if keepdims else [self.shape[i] for i in kept])
 
     T = property(transpose)
     __radd__ = __add__  # other + self is self + other
@@ -389,7 +389,8 @@ class Value:
         """Compute d(self)/d(v) for every Value v that self was computed from; if self is an array, of its sum.
 
         The gradients of leaves add up over several calls, until they are set to zero; those of results start afresh.
-        They are assigned at the end: if anything is raised on the way, no gradient has changed.
+        They are assigned at the end: if anything is raised on the way, no gradient has changed. (The pass itself is the
+        loop in the middle. What is around it is for this, and for passes inside of a `_backward`.)
 
         Raises ValueError if no graph was recorded, or if a `_backward` is missing or computes a gradient that does not
         fit.
@@ -397,7 +398,7 @@ class Value:
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it was computed from constants only, or under no_grad()")
         order = topological_order(self)[::-1]  # each Value after all of its uses
-        before = [node._pending for node in order]  # put back at the end: a _backward may have called this
+        before = [node._pending for node in order]  # to put back: this pass may be inside a _backward
         grads = []
         try:
             for node in order:
@@ -424,10 +425,10 @@ class Value:
 
     def _leaf_total(self, grad):
         """The gradient of earlier passes and of this one, as a leaf's own array."""
-        if grad is None:  # nothing was collected: never is for a constant
+        if grad is None:  # nothing was collected, as for every constant
             return self._grad
         total = grad if self._grad is None else self._grad + grad
-        return total if type(self._data) is float else np.array(total, self.dtype)
+        return total if type(self._data) is float else np.array(total, self.dtype)  # a copy: others may have grad
 
     def add_grad(self, grad: np.ndarray | float) -> None:
         """Called by a `_backward`: add to the gradient that `backward_all` is collecting for this operand.
@@ -445,7 +446,7 @@ class Value:
         if self._pending is None:
             self._pending = grad
         elif self._pending is _CLOSED:
-            raise ValueError("add_grad takes gradients of a result's _children only, during backward_all")
+            raise ValueError("add_grad is for the operands (_children) of the _backward that calls it, in backward_all")
         else:  # not +=: others may have got this array, too
             self._pending = self._pending + grad
 
@@ -456,11 +457,11 @@ class Value:
         Raises ValueError for an assignment in a `_backward`, which calls add_grad instead.
         """
         if self._grad is None:
-            grad = self._shared_grad  # None for zero
+            shared = self._shared_grad  # None for zero
             if type(self._data) is float:
-                self._grad = 0.0 if grad is None else grad
+                self._grad = 0.0 if shared is None else shared
             else:
-                self._grad = np.zeros_like(self._data) if grad is None else np.array(grad, self.dtype)
+                self._grad = np.zeros_like(self._data) if shared is None else np.array(shared, self.dtype)
         return self._grad
 
     @grad.setter
@@ -556,7 +557,7 @@ class Value:
         return None, state  # as pickle wants it: the state of a __dict__, and of the slots
 
 
-# ---- Data -----------------------------------------------------------------------------------------------------------
+# ---- Operands -------------------------------------------------------------------------------------------------------
 
 
 def as_value(x: Operand, name: str = "an operand", like: Value | None = None) -> Value:
@@ -599,14 +600,15 @@ def topological_order(root: Value) -> list[Value]:
     first Value of a chain of n such additions 2^n times. Backwards in this order every Value is visited once, after all
     of its uses.
 
-    The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow.
+    The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow. A None in it
+    means: the Value before it has all its operands in `order`.
     """
     if not isinstance(root, Value):
         raise TypeError(f"a graph leads to a Value, got {type(root).__name__}")
     order, visited, to_visit = [], set(), [root]
     while to_visit:
         node = to_visit.pop()
-        if node is None:  # all operands of the Value below it in to_visit are in `order`
+        if node is None:
             order.append(to_visit.pop())
         elif node not in visited:
             visited.add(node)
@@ -632,7 +634,7 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise ValueError(f"a gradient of shape {grad.shape} does not fit an operand of shape {shape}")
 
 
-_no_grad_threads: list[int] = []  # the thread of each no_grad() that is open. Value() first asks if it is empty: faster
+_no_grad_threads: list[int] = []  # the threads in no_grad(). Value() tests whether it is empty first, which is faster
 
 
 @contextlib.contextmanager
@@ -679,10 +681,12 @@ def _output_size(name, shape, kernel, stride, padding):
     return sizes
 
 
-# conv2d computes each row of its result as one matrix product. Each image row is copied kw times: copy j is what kernel
-# column j sees while the kernel slides along the row. Put all copies one below the other: then what the kernel sees for
-# one row of the result is kh * kw lines that follow one another, a matrix. (Matrices have lines here, images rows.) For
-# an image of 3 x 3 pixels and the kernel a b / c d:
+# conv2d: x (N, C, H, W) and w (O, C, kh, kw) to (N, O, oh, ow), where s is the stride.
+#
+# Each row of the result is one matrix product. First, each image row is copied kw times: copy j of a row is what kernel
+# column j sees while the kernel slides along it. Written one below the other, the copies of kh successive rows are a
+# matrix of kh * kw lines: all that the kernel sees for one row of the result. (Matrices have lines here, images rows.)
+# For an image of 3 x 3 pixels and the kernel a b / c d:
 #
 #     1 2 3     row 0, seen by column 0:  1 2     [a b c d]  1 2  = result's row 0     [a b c d]  4 5  = result's row 1
 #     4 5 6            seen by column 1:  2 3                2 3                                  5 6
@@ -691,16 +695,16 @@ def _output_size(name, shape, kernel, stride, padding):
 #               row 2, seen by column 0:  7 8
 #                      seen by column 1:  8 9
 #
-# With C channels, each of these lines becomes C lines; with N images, each number becomes N numbers. With a stride s, a
-# copy has only every s-th pixel, and each matrix begins s image rows below the one before. In formulas, where Y and X
-# count the rows and columns of the result, i and j those of the kernel:
+# With C channels, each of these lines becomes C lines, one for each; with N images, each number becomes N numbers side
+# by side. With a stride, a copy has only every s-th pixel, and each matrix begins s image rows below the one before. In
+# formulas, where Y and X count the rows and columns of the result, i and j those of the kernel:
 #
 #     result[Y] = K @ seen[Y]                                                        (O, ow * N)
 #     K[o, (i * kw + j) * C + c] = w[o, c, i, j]                                     (O, kh * kw * C)
 #     seen[Y][(i * kw + j) * C + c, X * N + n] = padded[n, c, Y * s + i, X * s + j]  (kh * kw * C, ow * N)
 #
 # _row_copies makes the lines, _windows finds each seen[Y] among them, _products multiplies. Images are arrays with the
-# axes (row, channel, column, image), contiguous, so that lines are. Only _windows relies on that, the rest is faster.
+# axes (row, channel, column, image), contiguous in memory: _windows needs that, for the rest it only saves time.
 
 
 def _row_copies(image, kw, ow, s):
@@ -708,12 +712,12 @@ def _row_copies(image, kw, ow, s):
     the ow pixels j, j + s, ..."""
     h, C, _, N = image.shape
     copies = np.empty((h, kw, C, ow, N), image.dtype)
-    # This is copies[:, j] = image[:, :, j : j + s * ow : s]. But NumPy is slow with every s-th pixel. So they are put
-    # side by side first: pixel j + s * X of the image is number j // s + X of pixels[j % s]. (For s = 2 and j = 3, the
-    # pixels 3, 5, 7, ... are the numbers 1, 2, 3, ... of pixels[1].)
-    pixels = [np.ascontiguousarray(image[:, :, first::s]) for first in range(min(s, kw))]
-    for j in range(kw):
-        copies[:, j] = pixels[j % s][:, :, j // s : j // s + ow]
+    # This is copies[:, j] = image[:, :, j : j + s * ow : s] for all j. But NumPy is slow with every s-th pixel. So the
+    # pixels first, first + s, ... are put side by side: copy j begins with number j // s of them.
+    for first in range(min(s, kw)):
+        pixels = np.ascontiguousarray(image[:, :, first::s])
+        for j in range(first, kw, s):
+            copies[:, j] = pixels[:, :, j // s : j // s + ow]
     return copies
 
 
@@ -721,17 +725,17 @@ def _add_row_copies(copies, W, s):
     """The way back, for gradients: (h, kw, C, ow, N) to an image (h, C, W, N), each pixel the sum of its copies."""
     h, kw, C, ow, N = copies.shape
     image = np.zeros((h, C, W, N), copies.dtype)
-    pixels = [np.zeros_like(image[:, :, first::s]) for first in range(min(s, kw))]
-    for j in range(kw):
-        pixels[j % s][:, :, j // s : j // s + ow] += copies[:, j]
-    for first, total in enumerate(pixels):
-        image[:, :, first::s] = total
+    for first in range(min(s, kw)):
+        pixels = image if s == 1 else np.zeros_like(image[:, :, first::s])
+        for j in range(first, kw, s):
+            pixels[:, :, j // s : j // s + ow] += copies[:, j]
+        image[:, :, first::s] = pixels
     return image
 
 
 def _windows(rows, k, s=1):
-    """rows (h, m, length), m lines for each of h image rows, to (h', k * m, length): what a kernel of k rows sees as it
-    moves down by s rows.
+    """rows (h, m, length), m lines for each of h image rows, to ((h - k) // s + 1, k * m, length): what a kernel of k
+    rows sees as it moves down by s rows.
 
     Window Y is rows[Y * s : Y * s + k], all lines one below the other. rows must be contiguous (np.ndarray refuses
     others): these lines follow one another in memory already. So the windows are a view, overlap, and cost nothing.
@@ -745,7 +749,7 @@ def _windows(rows, k, s=1):
 def _column_parts(length, per_column):
     """Slices of all `length` columns of a matrix, for a product in which a column takes per_column multiplications.
 
-    BLAS was measured fastest at products of up to 10**6 multiplications. Where that would be fewer than 1000 columns,
+    BLAS was measured fastest at products of up to 10**6 multiplications. If such a product has fewer than 1000 columns,
     it was fastest with all of them at once.
     """
     longest = 10**6 // per_column
@@ -754,7 +758,7 @@ def _column_parts(length, per_column):
 
 
 def _products(matrix, windows, out=None):
-    """matrix (a, b) @ windows (count, b, length) to (count, a, length): one product for each window."""
+    """matrix (p, q) @ windows (count, q, length) to (count, p, length): one product for each window."""
     if out is None:
         out = np.empty((len(windows), len(matrix), windows.shape[2]), matrix.dtype)
     for part in _column_parts(windows.shape[2], matrix.size):
@@ -763,7 +767,7 @@ def _products(matrix, windows, out=None):
 
 
 def _gradient_of_copies(grad, kernel, h, s):
-    """The gradient of the copies of all h image rows (h, kw * C, length), from that of conv2d's result, grad
+    """The gradient of the copies of all h padded image rows (h, kw * C, length), from that of conv2d's result, grad
     (oh, O, length), where length is ow * N.
 
     Let copies[r] be the kw * C lines of image row r, and K_i (O, kw * C) the part of K for kernel row i. Row Y of the
@@ -775,23 +779,24 @@ def _gradient_of_copies(grad, kernel, h, s):
         copies[2] gets  K_1.T @ grad[1] + K_0.T @ 0
 
     [K_1.T K_0.T] slides down over the rows 0, grad[0], grad[1], 0. So this is a convolution again, and computed as one:
-    of grad with kh - 1 rows of zeros above and below, by the transposed kernel with its rows in reverse order.
+    of grad with kh - 1 rows of zeros above and below, by the kernel with O and C exchanged and its rows reversed. (Not
+    its columns: they are in the copies, which _add_row_copies adds up.)
 
     With a stride, kernel row i sees image row r only if r - i is a multiple of s. For s = 2 and kh = 3, even rows are
-    seen by kernel rows 0 and 2, odd ones by 1. So for each a < s there is one such convolution, without stride: of the
-    same grad, by kernel rows a, a + s, ..., for image rows a, a + s, ...
+    seen by kernel rows 0 and 2, odd ones by 1. So there is one such convolution, without stride, for each first < s: of
+    the same grad, by kernel rows first, first + s, ..., for image rows first, first + s, ...
     """
     (oh, O, length), (_, C, kh, kw) = grad.shape, kernel.shape
     rows = np.zeros((kh - 1 + oh + kh - 1, O, length), grad.dtype)
     rows[kh - 1 : kh - 1 + oh] = grad
     dcopies = np.zeros((h, kw * C, length), grad.dtype)
-    for a in range(min(s, kh)):
-        kernel_rows = kernel[:, :, a::s]  # (O, C, k, kw)
+    for first in range(min(s, kh)):
+        kernel_rows = kernel[:, :, first::s]  # (O, C, k, kw)
         k = kernel_rows.shape[2]
-        matrix = kernel_rows[:, :, ::-1].transpose(3, 1, 2, 0).reshape(kw * C, k * O)  # [K_1.T K_0.T]
+        matrix = kernel_rows[:, :, ::-1].transpose(3, 1, 2, 0).reshape(kw * C, k * O)  # [K_1.T K_0.T] for 2 rows
         spare = kh - k  # k kernel rows need only k - 1 rows of zeros
         windows = _windows(rows[spare : len(rows) - spare], k)
-        _products(matrix, windows, out=dcopies[a::s][: len(windows)])  # no window sees image rows below these: zero
+        _products(matrix, windows, out=dcopies[first::s][: len(windows)])  # what no kernel row sees stays 0
     return dcopies
 
 
@@ -815,7 +820,7 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
 
     1 2 is what a sees of the image while the kernel slides along for row 0, 2 3 is what b sees. In general, line
     (i * kw + j) * C + c of such a matrix is what kernel cell (i, j) sees of channel c: more above `_row_copies`. The
-    gradient of x is a convolution, too: see `_gradient_of_copies`.
+    gradient of these lines is a convolution, too: see `_gradient_of_copies`. `_add_row_copies` sums it up for x.
 
     The zeros of the padding, and those that _gradient_of_copies puts around the result's gradient, are multiplied, too:
     with an infinite weight their products are nan.
@@ -833,11 +838,11 @@ def conv2d(x: Operand, w: Operand, b: Operand | None = None, stride: int = 1, pa
     s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
     oh, ow = _output_size("conv2d", x.shape, (kh, kw), s, p)
     children = (x, w) if b is None else (x, w, b)
-    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # the dtype to compute in
+    kernel = w.data.astype(np.result_type(*(v.data for v in children)), copy=False)  # in the dtype of all
 
-    # The result, too, has the axes (row, channel, column, image) in memory, so that the next layer need not reorder it.
-    # x may come in any memory order: others only take more time.
-    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)  # casts x, too
+    # x may come in any memory order: that changes only the time. The result comes in padded's, (row, channel, column,
+    # image), so that the next layer need not reorder it.
+    padded = np.zeros((H + 2 * p, C, W + 2 * p, N), kernel.dtype)
     padded[p : p + H, :, p : p + W] = x.data.transpose(2, 1, 3, 0)
     # copies stays for the backward pass: it takes the memory of kw images, and saves the time to make it again.
     copies = _row_copies(padded, kw, ow, s)
@@ -901,8 +906,9 @@ def max_pooling(x: Operand, stride: int) -> Value:
 def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
     """The mean over the batch of -log softmax(x)[y]: logits x (N, classes), integer labels y (N,), result ().
 
-    The largest logit is subtracted first, which leaves the softmax as it is and keeps exp from overflowing. As
-    -log softmax(x)[y] is log(sum(exp(x))) - x[y], the gradient is (softmax(x) - onehot(y)) / N.
+    The largest logit is subtracted first, which leaves the softmax as it is and keeps exp from overflowing.
+    -log softmax(x)[y] is log(sum(exp(x))) - x[y], and the derivative of log(sum(exp(x))) is softmax(x). So, with 1 / N
+    from the mean, the gradient is (softmax(x) - onehot(y)) / N.
 
     Raises ValueError for other shapes, an empty batch or labels outside 0 ... classes - 1; TypeError for labels that
     are not integers.
@@ -936,7 +942,8 @@ def cross_entropy(x: Operand, y: Sequence[int] | np.ndarray) -> Value:
 
 
 def _is_leaf(value):
-    """True for a Value made by hand, also a frozen one. (A constant result has no _prev, either, but it has an _op.)"""
+    """True for a Value made by hand, also a frozen one, or one with an _op. (A result that is a constant has no _prev,
+    either: but it has an _op, and needs no gradient.)"""
     return not value._prev and (value.requires_grad or not value._op)
 
 
@@ -1274,7 +1281,7 @@ def _read_arrays(path):
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if archive.zip.testzip():  # np.load does not look at all checksums
                 raise zipfile.BadZipFile
-            return {name: np.asarray(archive[f"{name}.npy"]) for name in archive.files}  # [name] might be of another
+            return {name: np.asarray(archive[f"{name}.npy"]) for name in archive.files}  # [name] may find another
     except Exception:  # zipfile, zlib and NumPy raise a dozen different ones for a damaged file
         raise ValueError(f"cannot load weights from {path}: it is damaged, or no npz file") from None
 

@@ -845,7 +845,7 @@ def test_a_leaf_copied_during_a_pass_is_in_no_pass(how):
     assert len(copies) == 2
     for c in copies:
         np.testing.assert_array_equal(c.grad, [0, 0])
-        check(lambda c=c: c.add_grad(np.ones(2)), VALUE, "during backward_all")
+        check(lambda c=c: c.add_grad(np.ones(2)), VALUE, "add_grad.*_children")
         c.grad = np.array([5.0, 6.0])
         (c * 2).sum().backward_all()
         np.testing.assert_array_equal(c.grad, [7, 8])
