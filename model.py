@@ -1,11 +1,9 @@
 """The CNN that learns MNIST, built on the engine."""
 
-from __future__ import annotations
-
-from engine import Conv2dLayer, Layer, LinearLayer, Operand, Value, as_value, max_pooling
+from engine import Conv2dLayer, LinearLayer, Module, as_value, max_pooling
 
 
-class CNN(Layer):
+class CNN(Module):
     """A small LeNet: images x (n, 1, 28, 28), raw or a Value, to the logits of ten classes (n, 10).
 
         input                             (n, 1, 28, 28)
@@ -15,7 +13,7 @@ class CNN(Layer):
         max_pooling, stride 2, and ReLU   (n, 8, 7, 7)
         linear, 392 to 10                 (n, 10)
 
-    n may be 0. Raises ValueError for x of another shape, TypeError for an x that is no real numbers.
+    n may be 0. Raises ValueError for x of another shape.
     """
 
     def __init__(self):
@@ -23,9 +21,9 @@ class CNN(Layer):
         self.conv2 = Conv2dLayer(4, 8, 3, padding=1)
         self.linear = LinearLayer(8 * 7 * 7, 10)
 
-    def forward(self, x: Operand) -> Value:
-        x = as_value(x, "x")
-        if len(x.shape) != 4 or x.shape[1:] != (1, 28, 28):
+    def forward(self, x):
+        x = as_value(x)
+        if x.shape[1:] != (1, 28, 28):
             raise ValueError(f"CNN takes images x (n, 1, 28, 28), got shape {x.shape}")
         # relu(max(x)) is max(relu(x)), with the same gradients, for a quarter of ReLU's work.
         x = max_pooling(self.conv1(x), 2).relu()  # (n, 4, 14, 14)

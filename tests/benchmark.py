@@ -1,7 +1,7 @@
 """How fast the engine is, next to PyTorch and micrograd where they are installed (pip install torch micrograd).
 
-    python tests/benchmark.py                       everything
-    python tests/benchmark.py step conv             a part or several: step, conv, scalar, load
+    python tests/benchmark.py                       all parts, with every seventh shape of conv, in at most 90 seconds
+    python tests/benchmark.py step conv             a part or several: step, conv (all 90 shapes), scalar, load
     python tests/benchmark.py step --rounds 9       more rounds
 
 Every measurement runs in a process of its own, because the threads of two libraries in one process wait for each other,
@@ -62,7 +62,7 @@ def step_engine(batches):
             cross_entropy(model(x), y).backward_all()
             optimizer.update(lr=0.01)
 
-        yield median_ms(step, 0.5)
+        yield median_ms(step, 0.3)
 
 
 def step_torch(batches):
@@ -83,24 +83,24 @@ def step_torch(batches):
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
 
-        yield median_ms(step, 0.5)
+        yield median_ms(step, 0.3)
 
 
-def conv_engine():
+def conv_engine(step):
     import numpy as np
 
     from engine import Value, conv2d
 
-    for c, o, size, k, s in SHAPES:
+    for c, o, size, k, s in SHAPES[:: step[0]]:
         x = np.random.randn(8, c, size, size).astype(np.float32)
         w = np.random.randn(o, c, k, k).astype(np.float32)
         yield median_ms(lambda: conv2d(Value(x), Value(w), None, s, k // 2).backward_all(), 0.1)
 
 
-def conv_torch():
+def conv_torch(step):
     import torch
 
-    for c, o, size, k, s in SHAPES:
+    for c, o, size, k, s in SHAPES[:: step[0]]:
         x, w = torch.randn(8, c, size, size), torch.randn(o, c, k, k)
 
         def run():
@@ -156,20 +156,20 @@ def load_engine():
 # ---- Taking turns, and the tables ------------------------------------------------------------------------------------
 
 
-def child(name, *batches, threads=None):
+def child(name, *arguments, threads=None):
     """The milliseconds that the function of this name yields in a process of its own."""
     environment = dict(os.environ)
     if threads:
         environment.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads)))
-    command = [sys.executable, __file__, "--child", name, *map(str, batches)]
+    command = [sys.executable, __file__, "--child", name, *map(str, arguments)]
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def compare(part, rounds, *batches, threads=None):
+def compare(part, rounds, *arguments, threads=None):
     """Median milliseconds of the engine, of its peer, and the median of their ratios, for each measurement."""
     peer = PARTS[part]
     names = [f"{part}_engine"] + ([f"{part}_{peer}"] if peer and installed(peer) else [])
-    runs = [[child(name, *batches, threads=threads) for name in names] for _ in range(rounds)]
+    runs = [[child(name, *arguments, threads=threads) for name in names] for _ in range(rounds)]
     for times in zip(*(zip(*run) for run in runs)):  # of one measurement: a tuple of one or two times for each round
         medians = [statistics.median(t) for t in zip(*times)]
         yield (*medians, statistics.median(a / b for a, b in times)) if len(names) == 2 else (*medians, None, None)
@@ -193,7 +193,7 @@ def head(title, part):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="step, conv, scalar, load; all of them by default")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each library (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each library (%(default)s)")
     args = parser.parse_args()
     parts = args.parts or list(PARTS)
     if not set(parts) <= set(PARTS) or args.rounds < 1:
@@ -209,8 +209,8 @@ def main():
             row(f"batch {n}, one thread each", *times)
     if "conv" in parts:
         head("conv2d and both gradients", "conv")
-        ratios = {}
-        for (c, o, size, k, s), times in zip(SHAPES, compare("conv", args.rounds)):
+        ratios, step = {}, 1 if args.parts else 7
+        for (c, o, size, k, s), times in zip(SHAPES[::step], compare("conv", args.rounds, step)):
             name = f"{c:2} to {o:2}, {size:3} pixels, {k} x {k}, stride {s}"
             row(name, *times)
             ratios[name] = times[-1]
@@ -219,6 +219,8 @@ def main():
             above = sum(ratio > 2.5 for ratio in ratios.values())
             print(f"geometric mean of the ratios {statistics.geometric_mean(ratios.values()):.2f}, "
                   f"{above} of {len(ratios)} above 2.5, worst {ratios[worst]:.2f}: {worst.strip()}")  # fmt: skip
+        if not args.parts:
+            print(f"(left out: {len(SHAPES) - len(ratios)} of {len(SHAPES)} shapes; `conv` measures all of them)")
     if "scalar" in parts:
         head("scalar MLP, forward and backward", "scalar")
         row("3-16-16-1, four samples", *next(compare("scalar", args.rounds)))
@@ -230,7 +232,7 @@ def main():
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     if sys.argv[1:2] == ["--child"]:
-        name, *batches = sys.argv[2:]
-        print(json.dumps(list(globals()[name](*([list(map(int, batches))] if batches else [])))))
+        name, *arguments = sys.argv[2:]
+        print(json.dumps(list(globals()[name](*([list(map(int, arguments))] if arguments else [])))))
     else:
         main()

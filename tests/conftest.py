@@ -6,5 +6,5 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
 
 
 def pytest_configure(config):
-    # pytest cannot write its cache there, which is no failure
+    # pytest cannot write its cache there, which is not a failure
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestCacheWarning")

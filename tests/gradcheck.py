@@ -1,4 +1,4 @@
-"""Compare the gradients of a function of Values with central differences, and what the tests share."""
+"""check_gradients compares gradients with central differences; conv2d and max_pooling as naive loops; random arrays."""
 
 import numpy as np
 
@@ -38,16 +38,6 @@ def check_gradients(f, *inputs, seed=0, eps=1e-6, rtol=1e-5, atol=1e-7):
                     f"input {k} of shape {np.shape(x)}, element {index}: "
                     f"backward_all gives {grad[index]}, central differences give {expected}"
                 )
-
-
-def operation(out, operands, gradients, name="custom"):
-    """The result of an operation of one's own: gradients takes its gradient to those of the operands, in a tuple."""
-
-    def _backward(grad):
-        for operand, gradient in zip(operands, gradients(grad)):
-            operand.add_grad(gradient)
-
-    return Value(out, tuple(operands), name, _backward)
 
 
 def upstream(shape, seed=0):

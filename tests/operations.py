@@ -1,6 +1,12 @@
-"""One table of all operations, each with a NumPy or loop reference, and one generator of random cases for them."""
+"""The table of operations: one row for each, with a reference in NumPy or loops, examples and random cases.
+
+A new operation is one row of OPERATIONS, at the end of this file: `"sin": Row(lambda v: v.sin(), np.sin)`. All tests
+over the table, in test_operations.py, then cover it: results, gradients, dtypes, memory layouts, repeated and failing
+passes, no_grad, reference cycles.
+"""
 
 import contextlib
+import gc
 import math
 import operator
 from collections.abc import Callable
@@ -11,10 +17,6 @@ import pytest
 
 from engine import Value, conv2d, cross_entropy, max_pooling, stack
 from tests.gradcheck import apart, loop_conv2d, loop_max_pooling
-
-# A new operation is one row of OPERATIONS, at the end of this file: `"sin": Row(lambda v: v.sin(), np.sin)`. Every test
-# that is parametrised with EVERY_OPERATION then covers it: results, gradients, dtypes, memory layout, aliasing, second
-# passes, failing passes, no_grad, reference cycles.
 
 # ---- Cases ----------------------------------------------------------------------------------------------------------
 
@@ -29,11 +31,12 @@ class Case(NamedTuple):
         """The operation, of Values."""
         return self.row.f(*values, **self.options)
 
-    def expected(self, *arrays):
-        """What the reference makes of arrays, by default of the case's own."""
-        return self.row.reference(*(arrays or self.arrays), **self.options)
+    def expected(self):
+        """The result of the reference."""
+        return np.asarray(self.row.reference(*self.arrays, **self.options))
 
     def values(self, dtype=np.float64):
+        """The operands as new leaves."""
         return [Value(a.astype(dtype)) for a in self.arrays]
 
     def __repr__(self):
@@ -49,13 +52,12 @@ def case(name, example=0, *, seed=None):
     """
     row = OPERATIONS[name]
     rng = np.random.default_rng(example if seed is None else seed)
-    shapes, options = row.random(rng) if seed is not None else row.examples[example]
+    shapes, options = row.examples[example] if seed is None else row.random(rng)
     arrays = [np.asarray(row.sample(rng, shape), np.float64) for shape in shapes]
     if seed is not None:
-        kinds = [kind for kind in LAYOUTS if kind != "broadcast" or row.sample is not apart]  # it repeats elements
-        arrays = [laid_out(a, kinds[rng.integers(len(kinds))]) for a in arrays]
-    number = f"{example}" if seed is None else f"seed={seed}"
-    return Case(f'case("{name}", {number})', row, arrays, options)
+        layouts = list(LAYOUTS.values())
+        arrays = [layouts[rng.integers(len(layouts))](a) if a.ndim else a for a in arrays]
+    return Case(f'case("{name}", {example if seed is None else f"seed={seed}"})', row, arrays, options)
 
 
 def examples(name):
@@ -72,6 +74,19 @@ def naming(case):
         raise AssertionError(f"{case!r}\n{type(error).__name__}: {error}") from error
 
 
+def left_to_the_collector(f):
+    """How many objects f leaves to the garbage collector, because they are in reference cycles."""
+    f()  # what is made once and kept
+    gc.disable()
+    gc.freeze()  # what there is already does not count
+    try:
+        f()
+        return gc.collect()
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
 # ---- How operands are drawn, and how they lie in memory -------------------------------------------------------------
 
 
@@ -82,10 +97,6 @@ def spread(rng, shape):
 
 def positive(rng, shape):
     return rng.uniform(0.5, 2.0, shape)
-
-
-def negative(rng, shape):
-    return -rng.uniform(0.5, 2.0, shape)
 
 
 def normal(rng, shape):
@@ -99,27 +110,16 @@ def eighths(rng, shape):
 
 EPS = 2.0**-20  # of central differences
 
-
-def _axis_moved(array, change):
-    return np.moveaxis(change(np.moveaxis(array, 0, -1)), -1, 0)
-
-
-LAYOUTS = {
+LAYOUTS = {  # of an array that has axes
     "plain": lambda a: a,
     "fortran": np.asfortranarray,
     "every_second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
     "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
     "all_reversed": lambda a: a[(np.s_[::-1],) * a.ndim].copy()[(np.s_[::-1],) * a.ndim],
-    "batch_last": lambda a: _axis_moved(a, np.copy),
+    "batch_last": lambda a: np.moveaxis(np.moveaxis(a, 0, -1).copy(), -1, 0),
     "big_endian": lambda a: a.astype(">f8"),
     "read_only": lambda a: np.frombuffer(a.tobytes()).reshape(a.shape) if a.size else a,
-    "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
 }
-
-
-def laid_out(array, kind):
-    """The array in another memory layout. Only "broadcast" changes the numbers: it repeats the first row."""
-    return LAYOUTS[kind](array) if array.ndim else array
 
 
 # ---- Random shapes and options --------------------------------------------------------------------------------------
@@ -144,8 +144,9 @@ def random_broadcast(rng, most_axes=4):
     return tuple(pair)
 
 
-def power(base, exponent):
-    return base**exponent
+def from_either_end(rng, axes, ndim):
+    """The same axes, some of them as negative numbers."""
+    return tuple(int(a) - (ndim if rng.random() < 0.5 else 0) for a in axes)
 
 
 def one_array(rng):
@@ -156,10 +157,6 @@ def two_arrays(rng):
     return on(*random_broadcast(rng))
 
 
-def array_and_number(rng):
-    return on(random_shape(rng), number=float(spread(rng, ())))
-
-
 def to_a_power(rng):
     return on(random_shape(rng), exponent=float(rng.uniform(-3, 4)))
 
@@ -168,23 +165,16 @@ def to_a_whole_power(rng):
     return on(random_shape(rng), exponent=int(rng.integers(-3, 5)))
 
 
-def random_axes(rng, shape):
-    """An axis, several, or None: counted from either end."""
-    axes = [int(a) - (len(shape) if rng.random() < 0.5 else 0) for a in rng.permutation(len(shape))]
-    axes = axes[: rng.integers(0, len(shape) + 1)]
-    return None if rng.random() < 0.25 else axes[0] if len(axes) == 1 and rng.random() < 0.7 else tuple(axes)
-
-
 def reduced(rng):
+    """Over an axis, several, or all of them; those that are reduced have a size of at least 1."""
     shape = random_shape(rng)
-    return on(shape, axis=random_axes(rng, shape), keepdims=bool(rng.integers(2)))
-
-
-def reduced_not_empty(rng):
-    """As `reduced`, without axes of size 0 among those that are reduced."""
-    (shape,), options = reduced(rng)
-    axes = range(len(shape)) if options["axis"] is None else np.atleast_1d(np.array(options["axis"], int)) % len(shape)
-    return on(tuple(n or int(i in axes) for i, n in enumerate(shape)), **options)
+    axes = rng.permutation(len(shape))[: rng.integers(0, len(shape) + 1)]
+    axis = from_either_end(rng, axes, len(shape))
+    if rng.random() < 0.25:
+        axes, axis = range(len(shape)), None
+    elif len(axis) == 1 and rng.random() < 0.7:
+        axis = axis[0]
+    return on(tuple(n or int(i in axes) for i, n in enumerate(shape)), axis=axis, keepdims=bool(rng.integers(2)))
 
 
 def reshaped(rng):
@@ -199,8 +189,7 @@ def reshaped(rng):
 
 def transposed(rng):
     shape = random_shape(rng)
-    axes = [int(a) - (len(shape) if rng.random() < 0.5 else 0) for a in rng.permutation(len(shape))]
-    return on(shape, axes=axes)
+    return on(shape, axes=from_either_end(rng, rng.permutation(len(shape)), len(shape)))
 
 
 def indexed(rng):
@@ -232,11 +221,6 @@ def stacked(rng):
     return on(*[shape] * rng.integers(1, 4), axis=int(rng.integers(-len(shape) - 1, len(shape) + 1)))
 
 
-def two_of_one_shape(rng):
-    shape = (int(rng.integers(1, 4)), *random_shape(rng, 2))
-    return on(shape, shape)
-
-
 def multiplied(rng):
     """Every signature of @: vectors, matrices, and stacks of them that broadcast."""
     n, k, m = (int(i) for i in rng.choice(4, 3, p=[0.1, 0.3, 0.35, 0.25]))
@@ -254,8 +238,8 @@ def convolved(rng):
 
 
 def pooled(rng):
-    stride = int(rng.integers(1, 5))
-    (N, C), (H, W) = (int(n) for n in rng.integers(0, 3, 2)), (int(n) for n in rng.integers(stride, stride + 5, 2))
+    stride = int(rng.integers(1, 7))
+    (N, C), (H, W) = (int(n) for n in rng.integers(0, 3, 2)), (int(n) for n in rng.integers(stride, stride + 7, 2))
     return on((N, C, H, W), stride=stride)
 
 
@@ -287,139 +271,92 @@ def cross_entropy_in_loops(x, labels):
 BROADCASTING = [
     ((2, 3), (3,)),
     ((), ()),
-    ((1,), ()),
     ((3,), ()),
     ((3,), (1,)),
-    ((3,), (3,)),
-    ((2, 3), ()),
-    ((2, 3), (1, 3)),
-    ((2, 3), (2, 1)),
+    ((2, 3), (2, 3)),
     ((2, 1), (1, 3)),
     ((2, 1), (3,)),
-    ((1, 1), (2,)),
     ((4, 1, 3), (2, 1)),
-    ((4, 1, 3), (1, 2, 3)),
-    ((1, 2, 1, 2), (2, 1, 3, 1)),
     ((0, 3), (3,)),
-    ((2, 0), (2, 1)),
 ]
 BOTH_WAYS = [on(*shapes[::step]) for shapes in BROADCASTING for step in (1, -1)]
 MATMULS = [
     ((2, 3), (3, 4)),
     ((3,), (3,)),
-    ((1,), (1,)),
     ((2, 3), (3,)),
     ((1, 3), (3,)),
     ((3,), (3, 2)),
     ((3,), (3, 1)),
-    ((1,), (1, 2)),
-    ((2, 1), (1,)),
-    ((1, 3), (3, 1)),
-    ((2, 1), (1, 2)),
     ((5, 2, 3), (3, 4)),
     ((5, 2, 3), (3,)),
     ((3,), (5, 3, 2)),
-    ((1,), (4, 1, 2)),
-    ((4, 2, 1), (1,)),
     ((2, 3), (5, 3, 4)),
     ((5, 2, 3), (5, 3, 4)),
     ((1, 2, 3), (5, 3, 4)),
     ((5, 2, 3), (1, 3, 4)),
     ((4, 1, 2, 3), (5, 3, 2)),
-    ((2, 1, 1, 3), (1, 3, 3, 1)),
     ((2, 3, 2, 2), (2,)),
-    ((2,), (2, 3, 2, 2)),
     ((0, 3), (3, 2)),
     ((2, 0), (0, 3)),
-    ((0, 2, 3), (3,)),
 ]
-ARRAYS = [on(shape) for shape in [(2, 3), (), (1,), (5,), (2, 1, 3), (0, 3)]]
-NUMBERS = [on(shape, number=n) for shape in [(2, 3), (), (0, 2)] for n in (2, 2.5, True, -1, 1e-3)]
-EXPONENTS = [2, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2.5, 3, 7, True, np.float32(2.5)]
-POWERS = [on(shape, exponent=e) for e in EXPONENTS for shape in [(2, 3), (), (1,), (3,), (0, 2)]]
-WHOLE_POWERS = [on(shape, exponent=e) for e in (2, -3, -2, -1, 0, 1, 3, 4) for shape in [(2, 3), ()]]
-AXES = [None, 0, 1, 2, -1, -3, (), (0,), (0, 1), (2, 0), (-1, 1), (0, 1, 2), np.int64(1)]
-REDUCTIONS = [on((2, 3, 4), axis=axis, keepdims=keepdims) for axis in AXES for keepdims in (False, True)]
-REDUCTIONS += [on(s, keepdims=k) for s in [(), (1,), (5,), (1, 3), (3, 1)] for k in (False, True)]
-REDUCTIONS += [on((0, 3), axis=1), on((2, 0, 3), axis=(2, 0), keepdims=True)]
+ARRAYS = [on(shape) for shape in [(2, 3), (), (1,), (2, 1, 3), (0, 3)]]
+POWERS = [on(shape, exponent=e) for e in (2, -1.5, 0.5, 1, 2.5, np.float32(2.5)) for shape in [(2, 3), ()]]
+WHOLE_POWERS = [on(shape, exponent=e) for e in (2, -3, -1, 0, 1, 3, True) for shape in [(2, 3), ()]]
+REDUCTIONS = [on((2, 3, 4), axis=a, keepdims=k) for a in [None, 1, -1, (), (2, 0), (-1, 1)] for k in (False, True)]
+REDUCTIONS += [on(()), on((), keepdims=True), on((1, 3)), on((0, 3), axis=1)]
 RESHAPES = [
     on((2, 3), shape=(3, 2)),
-    on((6,), shape=(2, 3)),
-    on((2, 3), shape=(6,)),
-    on((2, 3), shape=(-1,)),
-    on((2, 3), shape=(3, -1)),
-    on((2, 3), shape=(1, 2, 1, 3)),
+    on((2, 3), shape=-1),
+    on((2, 3), shape=(1, 2, -1, 3)),
     on((), shape=(1, 1)),
     on((1, 1), shape=()),
     on((0, 3), shape=(3, 0, 2)),
-    on((2, 3, 4), shape=(-1, 4)),
 ]
-ORDERS = [(2, 0, 1), (0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (-1, 0, 1), (-2, -3, -1)]
-TRANSPOSES = [on((2, 3, 4), axes=axes) for axes in ORDERS]
-TRANSPOSES += [
-    on((2, 3), axes=(1, 0)),
-    on((3,), axes=(0,)),
-    on((0, 2), axes=(1, 0)),
-    on((2, 1, 0, 3), axes=(3, 1, 0, 2)),
-]
+TRANSPOSES = [on((2, 3, 4), axes=axes) for axes in [(2, 0, 1), (0, 1, 2), (1, 2, 0), (-1, 0, 1), (-2, -3, -1)]]
+TRANSPOSES += [on((2, 3), axes=(1, 0)), on((3,), axes=(0,)), on((0, 2), axes=(1, 0))]
 INDICES = [
     np.s_[1],
-    np.s_[-1],
     np.s_[...],
     np.s_[None],
     np.s_[()],
-    np.s_[1:],
-    np.s_[::-1],
     np.s_[::2, ::-2],
     np.s_[5:1],
-    np.s_[-1:-3:-1, 1],
     np.s_[1, 2, 3],
-    np.s_[0, ..., -1],
     np.s_[..., None, 1:3],
     np.s_[[0, 0, 1, 0]],  # one twice: both gradients count
-    np.s_[[-1, 1, -1]],
     np.s_[:, [2, 0, 2], [1, 1, 1]],
     np.s_[[0, 1], :, [3, -1]],
     np.s_[[[0, 1], [1, 1]], 0],
-    np.s_[:, [2, 0]],
     np.s_[np.array([], int)],
-    np.s_[np.array([True, False])],
     np.s_[np.arange(24).reshape(2, 3, 4) % 3 == 0],
     np.s_[:, np.array([[True, False, True, False], [False] * 4, [True] * 4])],
     np.s_[np.int64(1), np.array(2)],
 ]
 GETITEMS = [on((2, 3, 4), index=index) for index in INDICES]
-GETITEMS += [on((), index=index) for index in [(), ..., None, np.True_, np.False_]] + [on((0, 3), index=np.s_[:, 1])]
-STACKS = [on((2, 3), (2, 3), axis=1)]
-STACKS += [
-    on(*[shape] * n, axis=axis)
-    for shape, axes in [((), (0, -1)), ((3,), (0, 1, -1)), ((2, 3), (0, 1, 2, -3)), ((0, 2), (1,))]
-    for axis in axes
-    for n in (1, 2, 3)
-]
-IMAGES = [  # x, w: non-tiling sizes, H != W, kh != kw, one cell, the whole image
+GETITEMS += [on((), index=index) for index in [(), ..., None, np.True_]]
+STACKS = [on((2, 3), (2, 3), axis=1), on((2, 3), (2, 3), (2, 3), axis=-1), on((), (), axis=0), on((3,), axis=-2)]
+IMAGES = [  # x, w: sizes that the kernel does not tile, H != W, kh != kw, one cell, the whole image
     ((2, 2, 5, 6), (3, 2, 3, 2)),
     ((1, 1, 4, 7), (1, 1, 1, 1)),
-    ((2, 3, 6, 4), (2, 3, 1, 3)),
     ((1, 2, 3, 4), (2, 2, 3, 4)),
 ]
 CONVOLUTIONS = [
     on(x, w, *bias, stride=stride, padding=padding)
     for x, w in IMAGES
-    for bias in ([w[:1]], [])
-    for stride in (1, 2, 3)
-    for padding in (1, 0, 2)
+    for bias, stride, padding in [([w[:1]], 1, 1), ([], 1, 0), ([w[:1]], 2, 0), ([], 2, 2), ([], 3, 1)]
 ]
-CONVOLUTIONS += [on((0, 2, 4, 5), (3, 2, 2, 2), (3,), stride=2, padding=1), on((0, 2, 3, 4), (2, 2, 3, 3))]
-POOLINGS = [on(s, stride=n) for s in [(2, 2, 4, 4), (1, 3, 5, 7), (3, 1, 6, 4), (1, 1, 4, 9)] for n in (2, 1, 3, 4)]
-POOLINGS += [on((0, 2, 4, 5), stride=2)]
+CONVOLUTIONS += [on((0, 2, 4, 5), (3, 2, 2, 2), (3,), stride=2, padding=1)]
+POOLINGS = [
+    on((2, 2, 4, 4), stride=2),
+    on((1, 3, 5, 7), stride=3),
+    on((1, 1, 6, 4), stride=1),
+    on((0, 2, 4, 5), stride=2),
+]
 LABELS = [
     on((3, 4), labels=[0, 2, 2]),
-    on((1, 1), labels=[0]),
-    on((1, 2), labels=(1,)),
-    on((4, 1), labels=[0, 0, 0, 0]),
+    on((1, 1), labels=(0,)),
+    on((5, 10), labels=np.array([9, 0, 4, 9, 1], np.uint8)),
 ]
-LABELS += [on((5, 10), labels=np.array([9, 0, 4, 9, 1], np.uint8))]
 
 
 # ---- The table ------------------------------------------------------------------------------------------------------
@@ -436,9 +373,8 @@ class Row(NamedTuple):
     dtype: type | None = None  # of the result, where it is not that of the operands
 
 
-def on_the_left(f):
-    """The operator with its operands exchanged."""
-    return lambda v, number: f(number, v)
+def power(base, exponent):
+    return base**exponent
 
 
 OPERATIONS = {
@@ -446,68 +382,28 @@ OPERATIONS = {
     "-": Row(operator.sub, operator.sub, BOTH_WAYS, two_arrays, numbers=True),
     "*": Row(operator.mul, operator.mul, BOTH_WAYS, two_arrays, numbers=True),
     "/": Row(operator.truediv, operator.truediv, BOTH_WAYS, two_arrays, numbers=True),
-    **{
-        name: Row(*[lambda a, number, f=f: f(a, number)] * 2, NUMBERS, array_and_number, numbers=True)
-        for name, f in {
-            "value + number": operator.add,
-            "value - number": operator.sub,
-            "value * number": operator.mul,
-            "value / number": operator.truediv,
-            "number + value": on_the_left(operator.add),
-            "number - value": on_the_left(operator.sub),
-            "number * value": on_the_left(operator.mul),
-            "number / value": on_the_left(operator.truediv),
-        }.items()
-    },
-    "**": Row(
-        power,
-        lambda a, exponent: power(a, float(exponent)),
-        POWERS,
-        to_a_power,
-        positive,
-        numbers=True,
-    ),
-    "** of negative numbers": Row(
-        power,
-        lambda a, exponent: power(a, float(exponent)),
-        WHOLE_POWERS,
-        to_a_whole_power,
-        negative,
-        numbers=True,
-    ),
-    "@": Row(operator.matmul, operator.matmul, [on(*shapes) for shapes in MATMULS], multiplied),
-    "neg": Row(lambda v: -v, lambda a: 0 - a, numbers=True),
+    "neg": Row(operator.neg, operator.neg, numbers=True),
+    "**": Row(power, lambda a, exponent: a ** float(exponent), POWERS, to_a_power, positive, numbers=True),
+    "** whole": Row(power, lambda a, exponent: a ** float(exponent), WHOLE_POWERS, to_a_whole_power, numbers=True),
+    "@": Row(operator.matmul, operator.matmul, [on(*shapes) for shapes in MATMULS], multiplied, tolerance=1e-14),
     "tanh": Row(lambda v: v.tanh(), np.tanh, numbers=True),
     "relu": Row(lambda v: v.relu(), lambda a: np.where(a > 0, a, 0), sample=apart, numbers=True),
     "exp": Row(lambda v: v.exp(), np.exp, numbers=True),
     "log": Row(lambda v: v.log(), lambda a: np.log(a + 1e-12), sample=positive, numbers=True),
     "log with eps": Row(lambda v: v.log(2.75), lambda a: np.log(a + 2.75), numbers=True),
     "sum": Row(lambda v, **axes: v.sum(**axes), np.sum, REDUCTIONS, reduced, normal, numbers=True),
-    "mean": Row(lambda v, **axes: v.mean(**axes), np.mean, REDUCTIONS, reduced_not_empty, normal, numbers=True),
-    "max": Row(lambda v, **axes: v.max(**axes), np.max, REDUCTIONS, reduced_not_empty, apart, numbers=True),
+    "mean": Row(lambda v, **axes: v.mean(**axes), np.mean, REDUCTIONS, reduced, normal, numbers=True),
+    "max": Row(lambda v, **axes: v.max(**axes), np.max, REDUCTIONS, reduced, apart, numbers=True),
     "reshape": Row(lambda v, shape: v.reshape(shape), lambda a, shape: a.reshape(shape), RESHAPES, reshaped),
-    "transpose": Row(lambda v, axes: v.transpose(axes), lambda a, axes: a.transpose(axes), TRANSPOSES, transposed),
-    "T": Row(lambda v: v.T, lambda a: a.T),
+    "transpose": Row(lambda v, axes: v.transpose(axes), np.transpose, TRANSPOSES, transposed),
+    "T": Row(lambda v: v.T, np.transpose),
     "getitem": Row(lambda v, index: v[index], lambda a, index: a[index], GETITEMS, indexed),
     "astype": Row(lambda v: v.astype(np.float32), lambda a: a.astype(np.float32), sample=eighths, dtype=np.float32),
     "stack": Row(lambda *v, axis: stack(v, axis), lambda *a, axis: np.stack(a, axis), STACKS, stacked),
-    "stack with one twice": Row(
-        lambda a, b: stack([a, b, a], 1), lambda a, b: np.stack([a, b, a], 1), [on((2, 3), (2, 3))], two_of_one_shape
-    ),
-    "conv2d": Row(
-        lambda *v, **options: conv2d(*v, **options), conv2d_in_loops, CONVOLUTIONS, convolved, normal, tolerance=1e-12
-    ),
+    "conv2d": Row(conv2d, conv2d_in_loops, CONVOLUTIONS, convolved, normal, tolerance=1e-12),
     "max_pooling": Row(max_pooling, max_pooling_in_loops, POOLINGS, pooled, apart),
     "cross_entropy": Row(
         lambda v, labels: cross_entropy(v, labels), cross_entropy_in_loops, LABELS, labelled, normal, tolerance=1e-12
-    ),
-    "cross_entropy of large logits": Row(
-        lambda v, labels: cross_entropy(v * 20, labels),
-        lambda a, labels: cross_entropy_in_loops(a * 20, labels),
-        LABELS,
-        labelled,
-        normal,
-        tolerance=1e-12,
     ),
 }
 EVERY_OPERATION = pytest.mark.parametrize("name", list(OPERATIONS))

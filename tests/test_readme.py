@@ -1,4 +1,4 @@
-"""The README is true: its examples print what their comments say, its quotations are the code, its picture the run."""
+"""README.md is true: its examples print what their comments say, its quotations are the code, and its links lead on."""
 
 import ast
 import contextlib
@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 import engine
-import train_on_MNIST as script
-from model import CNN
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,19 +25,25 @@ def title(example):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=title)
-def test_example_prints_what_its_comments_say(example, tmp_path, monkeypatch):
-    if "load_mnist" in example:
-        shutil.copytree(ROOT / "data", tmp_path / "data")
+def test_an_example_prints_what_its_comments_say(example, tmp_path, monkeypatch):
+    """To the letter, except that the losses of the language model may differ by 0.5, as they do after an edit here."""
+    shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     np.random.seed(0)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(compile(example, "README.md", "exec"), {"__name__": "example"})
-    assert output.getvalue().splitlines() == re.findall(r"# -> (.*)$", example, re.MULTILINE)
+    printed, expected = output.getvalue().splitlines(), re.findall(r"# -> (.*)$", example, re.MULTILINE)
+    if "GPT" in example:
+        numbers = [[float(n) for n in re.findall(r"\d+\.\d+", "".join(lines))] for lines in (printed, expected)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.5) and numbers[0][1] < numbers[0][0] - 1.5
+    else:
+        assert printed == expected
 
 
-def test_there_are_examples_that_print():
-    assert sum("# -> " in example for example in EXAMPLES) >= 4
+def test_there_are_examples_and_quotations():
+    assert len(EXAMPLES) >= 6 and all("# -> " in example for example in EXAMPLES)
+    assert [re.match(r"def (\w+)", quotation)[1] for quotation in QUOTATIONS] == ["__mul__", "backward_all"]
 
 
 def without_docstrings(source):
@@ -50,42 +54,33 @@ def without_docstrings(source):
     return ast.unparse(tree)
 
 
+def comments(source):
+    return re.findall(r"# .*", source)
+
+
 @pytest.mark.parametrize("quotation", QUOTATIONS, ids=title)
-def test_quotation_is_what_stands_in_engine_py(quotation):
-    """The code of the whole function, and each of its comments; only the docstring may be left out."""
-    name = re.search(r"def (\w+)", quotation)[1]
-    function = inspect.getsource(getattr(engine.Value, name))
-    assert without_docstrings(quotation) == without_docstrings(function)
-    assert set(re.findall(r"#.*", quotation)) == set(re.findall(r"#.*", function))
+def test_a_quotation_is_the_engine_without_its_docstring(quotation):
+    source = inspect.getsource(getattr(engine.Value, re.match(r"def (\w+)", quotation)[1]))
+    assert without_docstrings(quotation) == without_docstrings(source) and comments(quotation) == comments(source)
+    assert max(map(len, quotation.splitlines())) <= 100
 
 
-def test_the_engine_is_quoted():
-    assert [re.search(r"def (\w+)", q)[1] for q in QUOTATIONS] == ["__mul__", "backward_all", "add_grad"]
+def test_links_and_pictures_lead_to_files():
+    targets = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", README)
+    local = [target for pair in targets for target in pair if target and not target.startswith("http")]
+    assert len(local) >= 4 and [target for target in local if not (ROOT / target).exists()] == []
 
 
-def test_picture_shows_the_accuracies_of_the_transcript():
-    accuracies = [float(a) for a in re.findall(r"^epoch.*test accuracy (\S+) %", README, re.MULTILINE)]
-    svg = (ROOT / ".github" / "mnist.svg").read_text(encoding="utf-8")
-    heights = [float(y) for y in re.findall(r'<circle class="dot" cx="[\d.]+" cy="([\d.]+)"', svg)]
-    assert len(accuracies) == len(heights) > 5
-    slope, offset = np.polyfit(accuracies, heights, 1)
-    assert slope < 0
-    np.testing.assert_allclose(heights, slope * np.array(accuracies) + offset, atol=0.1)
-    assert f">{accuracies[-1]:.2f} %</text>" in svg
-    assert f"{accuracies[-1]:.1f} % on MNIST" in README
+def test_the_api_table_names_what_the_engine_has():
+    table = README[README.index("## API") : README.index("Numbers stay Python floats")]
+    for name in set(re.findall(r"\b([a-z]\w+)\(", table)) - {"len"}:
+        assert any(hasattr(thing, name) for thing in (engine, engine.Value, engine.Module, engine.Optimizer)), name
 
 
-def test_transcript_is_of_this_script_and_this_model():
-    assert str(CNN()) in README
-    settings = f"batch size {script.BATCH_SIZE}, learning rate up to {script.LR:g}, seed {script.SEED}"
-    assert f"epochs {script.EPOCHS}, {settings}" in README
-    assert len(re.findall(rf"^epoch +\d+/{script.EPOCHS} ", README, re.MULTILINE)) == script.EPOCHS
-    seconds = re.search(r", (\d+) s of training", README)[1]
-    assert f"% on MNIST in {seconds} s" in README
-
-
-def test_files_that_the_text_names_exist():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert len(links) >= 3
-    for path in [*links, *re.findall(r'src="([^"]+)"', README)]:
-        assert (ROOT / path).exists(), path
+def test_the_accuracy_is_that_of_the_picture():
+    """And the picture is that of the default run: as many points as epochs."""
+    picture = (ROOT / ".github" / "mnist.svg").read_text(encoding="utf-8")
+    accuracy = float(re.search(r'class="strong"[^>]*>([\d.]+) %', picture)[1])
+    assert float(re.search(r"\*\*([\d.]+) %\*\*", README)[1]) == round(accuracy, 1)
+    printed = re.findall(r"^epoch +\d+/(\d+) .*accuracy ([\d.]+) %", README, re.MULTILINE)
+    assert picture.count("<circle") == len(printed) == int(printed[0][0]) and float(printed[-1][1]) == accuracy
