@@ -1,7 +1,7 @@
 """Micrograd with NumPy arrays: reverse-mode automatic differentiation in one file.
 
 A `Value` holds a number or an array, and remembers which operation computed it from which operands. All operations have
-the same form: make the other operand a Value, compute the result, define `_backward`, return a new Value. `_backward`
+the same form: turn operands into Values, compute the result, define `_backward`, return a new Value. `_backward`
 is the chain rule for this one operation: it receives the gradient of the result and returns the gradients of the
 operands. `backward_all` calls these functions, from the last Value back to the first.
 
@@ -11,7 +11,7 @@ in memory until Python's garbage collector runs. Here a `_backward` holds no Val
 that it needs.
 
 Where is a gradient? During a pass it is in a dict that belongs to this pass, afterwards in `grad` of each Value. So a
-pass that fails changes nothing, and a pass may be repeated, or started by a `_backward` of another one.
+pass that fails changes nothing, and a pass may be repeated, or run inside a `_backward`, as checkpointing does.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ class Value:
     data           A Python float or a NumPy array. Python's numbers, NumPy's integers and np.float64 become floats, and
                    operations on floats use Python's operators and `math`: with arrays of one element, a graph of
                    numbers would take four times as long. Arrays of float32, float64 and longdouble are kept, not
-                   copied; others get NumPy's common dtype with float32. NumPy's rules give the dtype of a result.
-                   Assigning data of the same shape is always safe: a graph keeps what it was computed from. But
-                   `v.data -= 1` writes into an array that graphs may hold (a number is assigned anew), so use it after
-                   the backward pass.
+                   copied; others are converted: float16 and int8 to float32, int64 to float64, as in NumPy.
+                   You may assign data of the same shape at any time: a graph keeps what it was computed from. But
+                   `v.data -= 1` changes the array itself, also in graphs that hold it, and a backward pass of theirs
+                   may then give wrong gradients without an error. So do that after it. (Floats are always replaced.)
     grad           d(loss)/d(this Value), with data's shape and dtype, where loss is the Value that `backward_all` was
                    called on, or the sum of its elements. The gradients of a leaf add up over several passes until you
                    assign 0 or None; the gradient of a result is that of the last pass, and read-only.
@@ -58,7 +58,7 @@ class Value:
     def __init__(self, data, _children=(), _op="", _backward=None, label=""):
         if type(_children) is not tuple:
             _children = (_children,) if isinstance(_children, Value) else tuple(_children)
-        requires_grad = not _children  # True for a leaf, and for a result if an operand requires it (any() is slower)
+        requires_grad = not _children  # for a leaf True, for a result if an operand requires it (any() is slower)
         for child in _children:
             if child.requires_grad:
                 requires_grad = True
@@ -66,7 +66,7 @@ class Value:
             requires_grad, _children, _backward = False, (), None
         self._data = data if type(data) is float else _as_data(data)
         self._grad = None  # zero
-        self._prev, self._op, self._backward = _children, _op, _backward
+        self._prev, self._op, self._backward = _children, _op, _backward  # _prev: the operands
         self.requires_grad, self.label = requires_grad, label
 
     # ---- Backward ---------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class Value:
         """Compute d(self)/d(v) for every Value v that self was computed from; if self is an array, d(its sum)/d(v).
 
         Raises ValueError if no graph leads to self, and ValueError or TypeError if a `_backward` returns gradients that
-        do not fit its operands. Then no gradient has changed.
+        do not fit its operands; in that case no gradient is changed.
         """
         if not self.requires_grad:
             raise ValueError("no graph leads to this Value: it comes from constants, or from no_grad()")
@@ -83,14 +83,14 @@ class Value:
         for node in reversed(topological_order(self)):
             if node in grads and node._prev:  # not a leaf or a constant
                 grads[node] = _read_only(grads[node])  # complete: all uses of node came before it
-                gradients = node._backward(grads[node])
-                for operand, grad in zip(node._prev, _for_each_operand(gradients, node)):
+                returned = _as_tuple(node._backward(grads[node]), node)
+                for operand, grad in zip(node._prev, returned):
                     if operand.requires_grad:
-                        if type(grad) is not float or type(operand._data) is not float:
+                        if type(grad) is not float or type(operand._data) is not float:  # else it fits
                             grad = _fitted(grad, operand, node._op)
                         grads[operand] = grads[operand] + grad if operand in grads else grad
-        with _finishing:  # one thread after the other, as they may share leaves
-            for node, grad in grads.items():  # first all sums, as one may fail
+        with _finishing:  # one thread at a time, as threads may share leaves
+            for node, grad in grads.items():  # first all sums, which may fail, then all assignments
                 if not node._prev:  # a leaf, whose gradients add up
                     grads[node] = node._like_data(grad if node._grad is None else node._grad + grad)
             for node, grad in grads.items():
@@ -152,7 +152,7 @@ class Value:
 
     def __pow__(self, exponent):
         """Elementwise power with a number as the exponent."""
-        n, x = _real("the exponent of **", exponent), self._data
+        n, x = _checked_float("the exponent of **", exponent), self._data
 
         def _backward(grad):  # d(x^n) = n x^(n-1) dx; for n = 0 it is 0, also where x^-1 is infinite
             return grad * (n * x ** (n - 1)) if n else grad * 0.0
@@ -166,7 +166,7 @@ class Value:
         a, b = self._data, other._data
         if not self.ndim or not other.ndim or a.shape[-1] != b.shape[-2:][0]:  # b's last axis but one, or its only one
             raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}")
-        a_needed, b_needed = self.requires_grad, other.requires_grad
+        a_needed, b_needed = self.requires_grad, other.requires_grad  # because `_backward` must not hold Values
         if b.ndim <= 2:  # b multiplies all rows of a alike: one product, faster than one for each leading axis
             rows, n, p = math.prod(a.shape[:-1]), a.shape[-1], math.prod(b.shape[1:])
             A, B = a.reshape(rows, n), b.reshape(n, p)
@@ -181,7 +181,7 @@ class Value:
         else:
             out = a @ b
 
-            def _backward(grad):  # the same for each matrix; backward_all adds up over leading axes that broadcast
+            def _backward(grad):  # the same for each matrix; backward_all drops axes that broadcasting has added
                 A, grad = (a, grad) if a.ndim > 1 else (a[None, :], np.expand_dims(grad, -2))
                 dA = grad @ b.swapaxes(-1, -2) if a_needed else None
                 dB = A.swapaxes(-1, -2) @ grad if b_needed else None
@@ -209,7 +209,7 @@ class Value:
             raise TypeError("p -= ... makes p another Value and trains nothing: write p.data -= lr * p.grad")
         return self - other
 
-    # ---- Functions --------------------------------------------------------------------------------------------------
+    # ---- Elementwise functions and reductions -----------------------------------------------------------------------
 
     def tanh(self):
         out = _math(self._data).tanh(self._data)
@@ -239,7 +239,7 @@ class Value:
 
     def log(self, eps=1e-12):
         """Elementwise log(x + eps), finite at x = 0."""
-        shifted = self._data + _real("eps", eps)
+        shifted = self._data + _checked_float("eps", eps)
 
         def _backward(grad):  # d log(x + eps) = dx / (x + eps)
             return grad / shifted
@@ -248,7 +248,8 @@ class Value:
 
     def sum(self, axis=None, keepdims=False):
         """The sum over all elements, or over an axis or several in a tuple, which keepdims keeps with length 1."""
-        shape, axis = self.shape, tuple(range(self.ndim)) if axis is None else axis
+        shape = self.shape
+        axis = tuple(range(self.ndim)) if axis is None else axis
 
         def _backward(grad):  # each element counts once: its gradient is the sum's
             return np.broadcast_to(grad if keepdims else np.expand_dims(grad, axis), shape)
@@ -258,13 +259,13 @@ class Value:
     def mean(self, axis=None, keepdims=False):
         """The mean, over the same axes as in `sum`."""
         total = self.sum(axis, keepdims)
-        return total / (np.size(self._data) / max(np.size(total._data), 1))
+        return total / (np.size(self._data) / max(np.size(total._data), 1))  # by the number of elements in each sum
 
     def max(self, axis=None, keepdims=False):
         """The largest element, over the same axes as in `sum`. Equal ones share the gradient."""
-        x, axis = self._data, tuple(range(self.ndim)) if axis is None else axis
-        out = np.max(x, axis, keepdims=keepdims)
-        largest = x == (out if keepdims else np.expand_dims(out, axis))
+        axis = tuple(range(self.ndim)) if axis is None else axis
+        out = np.max(self._data, axis, keepdims=keepdims)
+        largest = self._data == (out if keepdims else np.expand_dims(out, axis))
 
         def _backward(grad):  # dx where x is the largest
             grad = grad if keepdims else np.expand_dims(grad, axis)
@@ -286,7 +287,7 @@ class Value:
     def transpose(self, *axes):
         """The axes in another order, given as integers or as one tuple; without any, in reverse."""
         x = np.asarray(self._data)
-        order = np.ravel(axes or range(x.ndim)[::-1]) % x.ndim
+        order = np.ravel(axes or range(x.ndim)[::-1]) % x.ndim  # ravel: of integers or one tuple; %: from negative axes
 
         def _backward(grad):  # back into the old order: argsort inverts a permutation
             return np.transpose(grad, np.argsort(order))
@@ -313,7 +314,7 @@ class Value:
         return Value(out, (self,), "[]", _backward)
 
     def astype(self, dtype):
-        """The same numbers in another floating dtype; self, if it is data's. Its gradient has data's dtype again."""
+        """The same numbers in another floating dtype; self, if it is data's. The gradient gets data's dtype again."""
         dtype = np.dtype(dtype)
         if dtype == self.dtype:
             return self
@@ -330,7 +331,7 @@ class Value:
         data = _as_data(data)
         if np.shape(data) != self.shape:
             raise ValueError(f"a Value keeps its shape, which is {self.shape}: got data of shape {np.shape(data)}")
-        one_is_float = float in (type(data), type(self._data))  # a float stays one, and so does an array of shape ()
+        one_is_float = float in (type(data), type(self._data))  # the Value keeps a float, or an array of shape ()
         self._data = self._like_data(data) if one_is_float else data
 
     @property
@@ -347,7 +348,7 @@ class Value:
 
     @property
     def is_leaf(self):
-        """True for a Value that you created, False for results and constants."""
+        """True for a Value that you created, False for results and constants, which have the name of an operation."""
         return not self._prev and not self._op
 
     # ---- What Python expects of a number or a sequence --------------------------------------------------------------
@@ -364,7 +365,6 @@ class Value:
         return f"Value({self._data}{label})"
 
     # Comparisons are those of data, but == is true for the same Value only: Values are the keys of dicts.
-
     def __lt__(self, other):
         return self._data < as_value(other)._data
 
@@ -410,7 +410,7 @@ def as_value(x):
 
 
 def _as_data(data):
-    """The number or array as a Value holds it: as a Python float, or as an array of float32 or longer."""
+    """The number or array as a Value holds it: as a Python float, or as an array of float32 or wider."""
     if type(data) is np.ndarray and data.dtype.char in "fdg":  # float32, float64, longdouble: the usual case first
         return data
     if isinstance(data, (float, int, np.integer, np.bool_)):  # np.float64, too, is a float
@@ -429,8 +429,8 @@ def _math(x):
 def unbroadcast(grad, shape):
     """Sum grad over the axes along which NumPy's broadcasting repeated an operand of this shape.
 
-    Broadcasting copies an element to several places, so its gradient is the sum of the gradients of these places.
-    Raises ValueError if shape does not broadcast to grad's shape.
+    Broadcasting copies an element to several places, so its gradient is the sum of the gradients of these places. For
+    an operand (3, 1) in a result (2, 3, 4) it is the sum over axis 0, which was added, and axis 2, which was stretched.
     """
     if grad.shape == shape:
         return grad
@@ -442,8 +442,8 @@ def unbroadcast(grad, shape):
     return total.reshape(shape)
 
 
-def _for_each_operand(gradients, node):
-    """What node._backward returned as a tuple with a gradient for each operand."""
+def _as_tuple(gradients, node):
+    """The gradients that node._backward returned as a tuple, one for each operand."""
     gradients = gradients if type(gradients) is tuple else (gradients,)
     if len(gradients) != len(node._prev):
         raise ValueError(f"_backward of {node._op!r}: {len(gradients)} gradients for {len(node._prev)} operands")
@@ -534,29 +534,28 @@ def conv2d(x, w, b=None, stride=1, padding=0):
 
         out[n, o, Y, X] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, Y * stride + i, X * stride + j]
 
-    It is computed by im2col: each row of the result is a product of two matrices, K with a row for each kernel, and
-    one with a column for each patch of the image that a kernel covers. For one kernel a b / c d and 3 x 3 pixels:
+    It is computed by im2col. Each row of the result is a product of two matrices: K, with a row for each kernel, and a
+    matrix with a column for each patch of the image that the kernel covers, read row by row. So row k of this matrix
+    holds the pixels under cell k of the kernel, one for each position. For one kernel a b / c d and 3 x 3 pixels:
 
-        1 2 3     [a b c d] @ 1 2  = row 0     [a b c d] @ 4 5  = row 1     shifted:  1 2   row 0
-        4 5 6                 2 3    of the                5 6    of the              2 3
-        7 8 9                 4 5    result                7 8    result              4 5   row 1
-                              5 6                          8 9                        5 6
-                                                                                      7 8   row 2
-                                                                                      8 9
-    Row k of such a matrix holds the pixels under cell k of the kernel, one for each of its positions. With C channels
-    each row becomes C rows, and with N images each number becomes N numbers side by side.
+        1 2 3     [a b c d] @ 1 2  = result's     [a b c d] @ 4 5  = result's     shifted:  1 2   image row 0
+        4 5 6                 2 3    row 0                    5 6    row 1                  2 3
+        7 8 9                 4 5                             7 8                           4 5   image row 1
+                              5 6                             8 9                           5 6
+                                                                                            7 8   image row 2
+                                                                                            8 9
+    With C channels each row becomes C rows, and with N images each number becomes N numbers side by side.
 
-    `shifted` has the rows of all these matrices once: each row of the image shifted by 0, 1, ... kw - 1 pixels. Its
-    first four rows are the first matrix, its last four the second, so `_patches` finds them without copying.
+    `shifted` has the rows of all these matrices once: each image row shifted by 0, 1, ... kw - 1 pixels. Its first four
+    rows are the first matrix, its last four the second, so `_patches` finds them without copying.
 
     Gradients: out = K @ patches, so as for @, K gets grad @ patches^T, and the patches get K^T @ grad. A pixel is in
     several patches and gets the sum of their gradients: first each place in `shifted` gets the sum over the matrices
     that it is in, then each pixel the sum over its shifts. (Product and sums are called a transposed convolution.)
 
-    Inside, images have the axes (row, channel, column, image). Only `_patches` depends on the order in memory. For the
-    rest it is speed: x may be in any order, and max_pooling reads the result, which is in this order, without a copy.
-
-    Raises ValueError for shapes that do not fit.
+    Inside, images have the axes (row, channel, column, image), so that the rows of a matrix lie one after the other in
+    memory. Only `_patches` depends on this order. For the rest it is speed: x may be in any order, and max_pooling
+    reads the result, which is in this order, without a copy.
     """
     x, w = as_value(x), as_value(w)
     operands = (x, w) if b is None else (x, w, as_value(b))
@@ -565,7 +564,7 @@ def conv2d(x, w, b=None, stride=1, padding=0):
     if b is not None and operands[2].shape != w.shape[:1]:
         raise ValueError(f"conv2d takes b (O,) = {w.shape[:1]}, got shape {operands[2].shape}")
     (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
-    s, p = _integer("stride", stride, 1), _integer("padding", padding, 0)
+    s, p = _checked_int("stride", stride, 1), _checked_int("padding", padding, 0)
     oh, ow = _output_size("conv2d", (H, W), (kh, kw), s, p)
     dtype = np.result_type(*(v.dtype for v in operands))
 
@@ -592,7 +591,8 @@ def conv2d(x, w, b=None, stride=1, padding=0):
         if x_needed:
             dshifted = np.zeros(shifted.shape, dtype)
             dpatches = _patches(dshifted, kh, s)  # a view of dshifted: what is added to a patch is added there
-            # += adds only once to a place that is in two matrices. But those `apart` rows apart have none in common.
+            # A += over all matrices would add only one of the gradients of a place that several of them share. But
+            # matrices Y and Y + apart share none, as apart * s >= kh. So every apart-th matrix is added at once.
             apart = math.ceil(kh / s)
             for first in range(apart):
                 dpatches[first::apart] += _products(K.T, grad[first::apart])
@@ -642,9 +642,10 @@ def max_pooling(x, stride):
     """The largest element of each stride x stride window: x (N, C, H, W) to (N, C, H // stride, W // stride).
 
     Rows and columns that do not fill a window are dropped. Of equal elements, as in the background of an image, the
-    first one, row by row, gets the whole gradient, as in PyTorch: if each got it, it would count several times.
+    first one, row by row, gets the gradient, as in PyTorch. (If each got it, it would count several times. To share it,
+    as `max` does, would be as right, but takes longer.)
     """
-    x, s = as_value(x), _integer("stride", stride, 1)
+    x, s = as_value(x), _checked_int("stride", stride, 1)
     if x.ndim != 4:
         raise ValueError(f"max_pooling takes x (N, C, H, W), got shape {x.shape}")
     oh, ow = _output_size("max_pooling", x.shape[2:], (s, s), s, 0)
@@ -731,14 +732,11 @@ class Module:
         return f"{type(self).__name__}({text}\n)"
 
     def save(self, path):
-        """Write the parameters to an npz file of exactly this name. If that fails, the file is as it was before.
-
-        Raises OSError, also for a file that is write-protected.
-        """
+        """Write the parameters to an npz file of exactly this name. If it raises an OSError, the file is as before."""
         if os.path.exists(path):
             if not os.path.isfile(path):
                 raise OSError(f"{path} is not a regular file")
-            open(path, "r+b").close()  # may it be written? os.replace does not ask
+            open(path, "r+b").close()  # raises if it is write-protected, which os.replace ignores
         temporary = f"{path}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as file:
@@ -751,7 +749,7 @@ class Module:
     def load(self, path):
         """Read the parameters from a file that `save` wrote, keep the dtype of each, and return self.
 
-        Raises OSError if it cannot be read, ValueError if it is damaged or of another network. Nothing changes then.
+        Raises OSError if it cannot be read, ValueError if it is damaged or of another network; no parameter is changed.
         """
         parameters = self.named_parameters()
         with open(path, "rb") as file:
@@ -763,7 +761,7 @@ class Module:
             except Exception as error:  # zipfile, zlib and NumPy raise a dozen different ones
                 raise ValueError(f"{path} is damaged, or not a file of weights: {error}") from None
         for name in sorted(parameters.keys() | arrays.keys()):
-            shapes = [each[name].shape if name in each else "missing" for each in (arrays, parameters)]
+            shapes = [weights[name].shape if name in weights else "missing" for weights in (arrays, parameters)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"{path} is of another network: {name} is {shapes[0]} there and {shapes[1]} here")
         for name, p in parameters.items():
@@ -787,7 +785,10 @@ def _leaves(part, name, visited):
 
 def _uniform(shape, fan_in):
     """A new parameter between -1/sqrt(fan_in) and 1/sqrt(fan_in), where fan_in is the number of inputs of one output.
-    So the scale of a layer's output does not depend on how many inputs there are."""
+
+    An output is the sum of fan_in products with weights of the variance 1 / (3 fan_in). So its variance is a third of
+    the inputs' mean square, however many inputs there are.
+    """
     return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
 
 
@@ -798,7 +799,7 @@ class LinearLayer(Module):
     """
 
     def __init__(self, input_num, output_num):
-        n, m = _integer("input_num", input_num, 1), _integer("output_num", output_num, 1)
+        n, m = _checked_int("input_num", input_num, 1), _checked_int("output_num", output_num, 1)
         self.weight, self.bias = _uniform((n, m), fan_in=n), _uniform(m, fan_in=n)
 
     def forward(self, x):
@@ -810,10 +811,10 @@ class LinearLayer(Module):
 
 
 class Neuron(LinearLayer):
-    """tanh(x @ weight + bias): x (..., input_num) to (...); weight (input_num,), bias ()."""
+    """micrograd's Neuron, tanh(x @ weight + bias): x (..., input_num) to (...); weight (input_num,), bias ()."""
 
     def __init__(self, input_num):
-        n = _integer("input_num", input_num, 1)
+        n = _checked_int("input_num", input_num, 1)
         self.weight, self.bias = _uniform(n, fan_in=n), _uniform((), fan_in=n)
 
     def forward(self, x):
@@ -847,11 +848,11 @@ class Conv2dLayer(Module):
     """
 
     def __init__(self, in_channel, out_channel, kernel_size, bias=True, stride=1, padding=0):
-        c, o = _integer("in_channel", in_channel, 1), _integer("out_channel", out_channel, 1)
-        k = _integer("kernel_size", kernel_size, 1)
+        c, o = _checked_int("in_channel", in_channel, 1), _checked_int("out_channel", out_channel, 1)
+        k = _checked_int("kernel_size", kernel_size, 1)
         if type(bias) is not bool:  # in PyTorch, the fourth argument is the stride
             raise TypeError(f"bias must be True or False, got {bias!r}")
-        self.stride, self.padding = _integer("stride", stride, 1), _integer("padding", padding, 0)
+        self.stride, self.padding = _checked_int("stride", stride, 1), _checked_int("padding", padding, 0)
         self.weight = _uniform((o, c, k, k), fan_in=c * k * k)
         self.bias = _uniform(o, fan_in=c * k * k) if bias else None
 
@@ -871,7 +872,7 @@ class Conv2dLayer(Module):
 class Optimizer:
     """Stochastic gradient descent: parameter -= lr * gradient. Frozen parameters are left as they are.
 
-    Raises ValueError unless parameters are different leaves, at least one: an update of a result would be lost.
+    Raises ValueError if there are no parameters, if one occurs twice, or if one is not a leaf.
     """
 
     def __init__(self, parameters):
@@ -888,7 +889,7 @@ class Optimizer:
 
     def update(self, lr):
         """One step of gradient descent with the learning rate lr, a finite number that is not negative."""
-        lr = _real("lr", lr)
+        lr = _checked_float("lr", lr)
         if not 0 <= lr < math.inf:
             raise ValueError(f"lr must be finite and at least 0, got {lr}")
         for p in self.parameters:
@@ -902,8 +903,7 @@ class Optimizer:
 def draw_graph(value):
     """The graph that computed value, as Graphviz DOT text: `dot -Tsvg` makes it a picture.
 
-    Each Value is a box with its label, operation and shape, and with data and gradient if it has at most nine elements;
-    arrows lead from operands to results.
+    Each Value is a box with its label, operation and shape, and if it is small (nine elements) its data and gradient.
     """
     names = {node: f"n{i}" for i, node in enumerate(topological_order(value))}
     lines = ["digraph {", "  rankdir=LR", "  node [shape=record]"]
@@ -927,15 +927,15 @@ _ESCAPED = str.maketrans({c: "\\" + c for c in '\\"{}|<>'} | {"\n": "\\n", "&": 
 # ---- Checks ---------------------------------------------------------------------------------------------------------
 
 
-def _integer(name, value, minimum):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def _checked_int(name, value, minimum):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):  # a bool is an Integral, too
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
 
 
-def _real(name, value):
+def _checked_float(name, value):
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     return float(value)

@@ -3,7 +3,7 @@
     python train_on_MNIST.py                                 # train, and test after every epoch
     python train_on_MNIST.py --save weights.npz              # keep the weights
     python train_on_MNIST.py --epochs 0 --load weights.npz   # test them
-    python train_on_MNIST.py --data fashion                  # train on other images
+    python train_on_MNIST.py --data fashion                  # train on other images: see --help
 
 The test images are looked at after every epoch, but they decide nothing: the settings below were chosen on the last
 10,000 training images, which were held back from training for that.
@@ -47,7 +47,7 @@ def load_mnist(directory):
     Images are float32 (n, 1, 28, 28), normalised to (pixel / 255 - MEAN) / DEVIATION; labels are int64 (n,).
     Raises OSError if a file is missing, ValueError if one is damaged.
     """
-    arrays = []
+    X_and_y = []
     for name in ("train", "t10k"):
         images = _read_idx(Path(directory) / f"{name}-images-idx3-ubyte", 3)[:, np.newaxis].astype(np.float32)
         images -= 255 * MEAN
@@ -55,8 +55,8 @@ def load_mnist(directory):
         labels = _read_idx(Path(directory) / f"{name}-labels-idx1-ubyte", 1).astype(np.int64)
         if len(images) != len(labels) or len(labels) == 0:
             raise ValueError(f"{directory} has {len(images):,} images and {len(labels):,} labels named {name}")
-        arrays += images, labels
-    return arrays
+        X_and_y += [images, labels]
+    return X_and_y
 
 
 def _read_idx(path, axes):
@@ -113,23 +113,24 @@ def train(model, X_train, y_train, X_test, y_test, epochs=EPOCHS, batch_size=BAT
     Raises FloatingPointError when the loss is no longer finite.
     """
     optimizer = Optimizer(model.parameters())
-    step, steps, start = 0, epochs * math.ceil(len(X_train) / batch_size), time.perf_counter()
+    step, steps = 0, epochs * math.ceil(len(X_train) / batch_size)
+    start = time.perf_counter()
     for epoch in range(1, epochs + 1):
-        name, losses, shown, epoch_start = f"epoch {epoch:{len(str(epochs))}}/{epochs}", [], 0.0, time.perf_counter()
+        name = f"epoch {epoch:{len(str(epochs))}}/{epochs}"
+        losses = []
         for X, y in batches(X_train, y_train, batch_size):
             losses.append(train_step(model, optimizer, X, y, learning_rate(step, steps, lr)))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"the loss is {losses[-1]}: try a smaller learning rate")
             step += 1
-            now = time.perf_counter()
-            if now - shown > 0.1:
-                shown, left = now, (now - start) * (steps / step - 1)
+            if step % 20 == 0:
+                left = (time.perf_counter() - start) * (steps / step - 1)
                 _live(f"{name} {step / steps:4.0%} loss {np.mean(losses):.4f} {left:.0f} s left")
         accuracy = evaluate(model, X_test, y_test)
         if save:
             model.save(save)
         _live("")
-        seconds = time.perf_counter() - epoch_start
+        seconds = time.perf_counter() - start
         print(f"{name}   loss {np.mean(losses):.4f}   accuracy {100 * accuracy:.2f} %   {seconds:.1f} s", flush=True)
     return accuracy
 
@@ -170,7 +171,7 @@ def mistakes(model, X, y):
 
 
 def show(model, X, y):
-    """Draw the six images of X (n, 1, 28, 28) whose labels y (n,) the model contradicts with the most confidence."""
+    """Draw the six most confident mistakes on the images X (n, 1, 28, 28) with the labels y (n,)."""
     wrong, predicted, confidence = mistakes(model, X, y)
     print(f"\n{len(wrong):,} images are misclassified; these are the most confident mistakes:")
     side_by_side = max(1, shutil.get_terminal_size().columns // 30)
@@ -198,7 +199,7 @@ def main(argv=None):
     np.random.seed(args.seed)
     model = CNN()
     try:
-        X_train, y_train, X_test, y_test = load_mnist(args.data)
+        X_train, _, X_test, y_test = data = load_mnist(args.data)
         if args.load:
             model.load(args.load)
     except (OSError, ValueError) as error:
@@ -211,8 +212,7 @@ def main(argv=None):
     start = time.perf_counter()
     try:
         if args.epochs:
-            options = args.epochs, args.batch_size, args.lr, args.save
-            accuracy = train(model, X_train, y_train, X_test, y_test, *options)
+            accuracy = train(model, *data, args.epochs, args.batch_size, args.lr, args.save)
         else:
             accuracy = evaluate(model, X_test, y_test)
     except (OSError, FloatingPointError) as error:
