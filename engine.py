@@ -49,7 +49,8 @@ class Value:
 
     An operation of your own returns Value(result, operands, name, _backward), where operands is a Value or a tuple of
     Values. _backward(grad) returns the gradient of the operand, or a tuple of gradients in the order of the operands,
-    with None for a constant. If broadcasting repeated an operand, `backward_all` adds up the repetitions.
+    with None for a constant. Each is an array that is not written to later, and has the shape of its operand, or that
+    of the result if broadcasting repeated the operand.
     """
 
     # A graph of numbers has many Values, and without a dict each takes less time and memory.
@@ -87,7 +88,7 @@ class Value:
                 for operand, grad in zip(node._prev, returned):
                     if operand.requires_grad:
                         if type(grad) is not float or type(operand._data) is not float:  # else it fits
-                            grad = _fitted(grad, operand, node._op)
+                            grad = _fitted(grad, operand, node)
                         grads[operand] = grads[operand] + grad if operand in grads else grad
         with _finishing:  # one thread at a time, as threads may share leaves
             for node, grad in grads.items():  # first all sums, which may fail, then all assignments
@@ -181,10 +182,10 @@ class Value:
         else:
             out = a @ b
 
-            def _backward(grad):  # the same for each matrix; backward_all drops axes that broadcasting has added
+            def _backward(grad):  # the same for each matrix, and the sum over the matrices that broadcasting repeated
                 A, grad = (a, grad) if a.ndim > 1 else (a[None, :], np.expand_dims(grad, -2))
-                dA = grad @ b.swapaxes(-1, -2) if a_needed else None
-                dB = A.swapaxes(-1, -2) @ grad if b_needed else None
+                dA = unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if a_needed else None
+                dB = unbroadcast(A.swapaxes(-1, -2) @ grad, b.shape) if b_needed else None
                 return dA, dB
 
         return Value(out, (self, other), "@", _backward)
@@ -206,7 +207,7 @@ class Value:
 
     def __isub__(self, other):  # self -= other
         if self.is_leaf and self.requires_grad:
-            raise TypeError("p -= ... makes p another Value and trains nothing: write p.data -= lr * p.grad")
+            raise TypeError("p -= x makes a new Value and leaves p as it is: write p.data -= x (or p = p - x)")
         return self - other
 
     # ---- Elementwise functions and reductions -----------------------------------------------------------------------
@@ -299,8 +300,8 @@ class Value:
     def __getitem__(self, index):
         """NumPy's indexing: integers, slices, None, ..., arrays of integers or booleans."""
         x = np.asarray(self._data)
-        out = x[index]
-        once = np.ndim(out) == 0 or np.may_share_memory(x, out)  # a number or a view has no element of x twice
+        parts = index if type(index) is tuple else (index,)
+        once = all(type(i) in (int, slice, type(None), type(...)) for i in parts)  # these pick no element of x twice
         index = index if once else copy.deepcopy(index)  # its arrays may be changed before the backward pass
 
         def _backward(grad):  # back to where they came from
@@ -311,7 +312,7 @@ class Value:
                 np.add.at(dx, index, grad)  # slower, but adds up what was picked twice, unlike dx[index] += grad
             return dx
 
-        return Value(out, (self,), "[]", _backward)
+        return Value(x[index], (self,), "[]", _backward)
 
     def astype(self, dtype):
         """The same numbers in another floating dtype; self, if it is data's. The gradient gets data's dtype again."""
@@ -348,7 +349,7 @@ class Value:
 
     @property
     def is_leaf(self):
-        """True for a Value that you created, False for results and constants, which have the name of an operation."""
+        """True for a Value that you created, False for results and constants."""
         return not self._prev and not self._op
 
     # ---- What Python expects of a number or a sequence --------------------------------------------------------------
@@ -361,8 +362,7 @@ class Value:
         return format(self.item(), spec) if spec else str(self)
 
     def __repr__(self):
-        label = f", label={self.label!r}" if self.label else ""
-        return f"Value({self._data}{label})"
+        return f"Value({self._data}, label={self.label!r})" if self.label else f"Value({self._data})"
 
     # Comparisons are those of data, but == is true for the same Value only: Values are the keys of dicts.
     def __lt__(self, other):
@@ -450,16 +450,21 @@ def _as_tuple(gradients, node):
     return gradients
 
 
-def _fitted(grad, operand, op):
-    """The gradient that the `_backward` of op returned for operand, in the operand's shape and dtype."""
+def _fitted(grad, operand, node):
+    """The gradient that node._backward returned for operand, in the operand's shape and dtype."""
+    data = operand._data
+    if type(grad) is type(data) is np.ndarray and grad.shape == data.shape and grad.dtype == data.dtype:
+        return grad  # the usual case, without the calls below
     try:
         grad = np.asarray(grad)
         if grad.dtype.kind not in "fiub":
             raise TypeError(f"a gradient must be real numbers, got {grad}")
+        if grad.shape not in (operand.shape, node.shape):
+            raise ValueError(f"a gradient {grad.shape} for an operand {operand.shape} and a result {node.shape}")
         grad = unbroadcast(grad, operand.shape)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"_backward of {op!r}: {error}") from None
-    return float(grad) if type(operand._data) is float else grad.astype(operand._data.dtype, copy=False)
+        raise type(error)(f"_backward of {node._op!r}: {error}") from None
+    return float(grad) if type(data) is float else grad.astype(data.dtype, copy=False)
 
 
 def _read_only(grad):
@@ -559,10 +564,9 @@ def conv2d(x, w, b=None, stride=1, padding=0):
     """
     x, w = as_value(x), as_value(w)
     operands = (x, w) if b is None else (x, w, as_value(b))
-    if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or 0 in w.shape:
-        raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw) not empty, got shapes {x.shape} and {w.shape}")
-    if b is not None and operands[2].shape != w.shape[:1]:
-        raise ValueError(f"conv2d takes b (O,) = {w.shape[:1]}, got shape {operands[2].shape}")
+    shapes = [v.shape for v in operands]
+    if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or 0 in w.shape or shapes[2:] not in ([], [w.shape[:1]]):
+        raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw) not empty and b (O,), got shapes {shapes}")
     (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
     s, p = _checked_int("stride", stride, 1), _checked_int("padding", padding, 0)
     oh, ow = _output_size("conv2d", (H, W), (kh, kw), s, p)
@@ -682,10 +686,9 @@ def cross_entropy(x, y):
     labels = np.array(y)  # a copy, as y may be changed before the backward pass
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got dtype {labels.dtype}")
-    if labels.shape != (n,):
-        raise ValueError(f"cross_entropy takes one label for each of the {n} rows of x, got shape {labels.shape}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must be 0 ... {classes - 1}, got {labels.min()} ... {labels.max()}")
+    if labels.shape != (n,) or labels.min() < 0 or labels.max() >= classes:
+        got = f"shape {labels.shape} with {labels.min()} ... {labels.max()}"
+        raise ValueError(f"cross_entropy takes {n} labels 0 ... {classes - 1}, got {got}")
     shifted = x.data - x.data.max(axis=1, keepdims=True)  # (N, classes)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     picked = np.arange(n), labels
@@ -737,7 +740,7 @@ class Module:
             if not os.path.isfile(path):
                 raise OSError(f"{path} is not a regular file")
             open(path, "r+b").close()  # raises if it is write-protected, which os.replace ignores
-        temporary = f"{path}.{os.getpid()}.tmp"
+        temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
             with open(temporary, "wb") as file:
                 np.savez(file, **{name: p.data for name, p in self.named_parameters().items()})
@@ -822,10 +825,9 @@ class Neuron(LinearLayer):
 
 
 class MLP(Module):
-    """Linear layers with tanh between them: x (N, input_num) to (N, layer_num[-1]); one sample (input_num,) is N = 1.
+    """Linear layers with the output sizes layer_num and tanh between them: x (N, input_num) to (N, layer_num[-1]).
 
-    layer_num is the list of output sizes, one for each layer.
-    """
+    One sample (input_num,) is N = 1."""
 
     def __init__(self, input_num, layer_num):
         sizes = [input_num, *layer_num]
@@ -877,11 +879,9 @@ class Optimizer:
 
     def __init__(self, parameters):
         self.parameters = list(parameters)
-        for p in self.parameters:
-            if not p.is_leaf:
-                raise ValueError(f"parameters must be leaves, got the result of {p._op!r}")
-        if not self.parameters or len(set(self.parameters)) < len(self.parameters):
-            raise ValueError(f"parameters must be different Values, at least one, got {len(self.parameters)}")
+        leaves = {p for p in self.parameters if p.is_leaf}
+        if not 0 < len(leaves) == len(self.parameters):
+            raise ValueError("parameters must be different leaves (Values that you created), at least one")
 
     def zero_grad(self):
         for p in self.parameters:

@@ -163,6 +163,8 @@ def assert_refused(backward, error, message=None):
         lambda grad: (grad, 1.0, 1.0),
         lambda grad: (1.0, 1.0),  # a smaller shape, which NumPy would broadcast
         lambda grad: (np.ones(2), 1.0),
+        lambda grad: (np.ones((3, 2, 2)), 1.0),  # a larger one, which is not that of the result
+        lambda grad: (grad, np.ones(3)),
         lambda grad: ("ones", 1.0),
         lambda grad: (grad, 1j),
         lambda grad: (grad.astype(object), 1.0),

@@ -210,11 +210,12 @@ def test_sizes_and_axes_may_be_given_one_by_one():
 
 
 def test_an_index_may_pick_an_element_twice_and_be_changed_before_the_backward_pass():
-    for array, expected in [(np.array([True, False, True]), [2, 0, 2]), (np.array([0, 2, -3]), [4, 0, 2])]:
+    mask, integers, integer = np.array([True, False, True]), np.array([0, 2, -3]), np.array(2)
+    for array, expected in [(mask, [2, 0, 2]), (integers, [4, 0, 2]), (integer, [0, 0, 2])]:
         for index in (array.copy(), (..., array.copy())):
             x = Value(np.zeros(3))
             loss = (x[index] * 2).sum()
-            (index[1] if type(index) is tuple else index)[:] = 1
+            (index[1] if type(index) is tuple else index)[...] = 1
             loss.backward_all()
             np.testing.assert_array_equal(x.grad, expected)
 
