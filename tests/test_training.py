@@ -23,12 +23,14 @@ from train_on_MNIST import (
     EPOCHS,
     LR,
     MEAN,
+    SEED,
     WARMUP,
     batches,
     evaluate,
     learning_rate,
     load_mnist,
     mistakes,
+    picture,
     predict,
     train,
     train_step,
@@ -240,6 +242,18 @@ def test_predictions_accuracy_and_mistakes():
     assert confidence[7:9] == pytest.approx([math.exp(3) / (math.exp(3) + 9), 0.1])
 
 
+def test_a_picture_has_a_character_for_two_pixels():
+    """Of which the lower, the upper or both are filled, if they are brighter than 0.3."""
+    pixels = np.zeros((28, 28))
+    pixels[2:26, 2:6] = 0.29  # not filled
+    pixels[3, 2] = pixels[4, 3] = 0.31
+    pixels[4:6, 4] = pixels[0] = pixels[:, 27] = 1  # the border is left out
+    lines = picture((pixels - MEAN) / DEVIATION)
+    assert len(lines) == 12 and {len(line) for line in lines} == {24}
+    filled = [line.rstrip().replace("▄", ".").replace("▀", "'").replace("█", "#") for line in lines]
+    assert filled == [".", " '#"] + [""] * 10
+
+
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 
@@ -251,10 +265,14 @@ def run(*options, script=ROOT / "train_on_MNIST.py", **keywords):
 
 def test_training_saving_and_testing_from_the_command_line(small, tmp_path):
     file = tmp_path / "weights"  # the name is used as it is
-    first = run("--data", small, "--epochs", "2", "--batch-size", "20", "--seed", "1", "--save", file)
+    settings = ["--epochs", "2", "--batch-size", "1", "--lr", "0.01", "--seed", "1"]
+    first = run("--data", small, *settings, "--save", file)
     assert (first.returncode, first.stderr) == (0, "")
     assert "300 training images" in first.stdout and "4,266 parameters" in first.stdout
-    assert len(re.findall(r"^epoch \d/2 .*loss .*accuracy .* s$", first.stdout, re.MULTILINE)) == 2
+    assert (
+        len(re.findall(r"^epoch \d/2   loss \d\.\d+   accuracy \S+ %   \d{1,2}\.\d s$", first.stdout, re.MULTILINE))
+        == 2
+    )
     accuracy = re.search(r"^test accuracy (\S+) %", first.stdout, re.MULTILINE)[1]
     assert [f.name for f in tmp_path.iterdir()] == ["weights"]
     second = run("--data", small, "--epochs", "0", "--load", file, "--show")
@@ -266,8 +284,9 @@ def test_help_names_every_option_and_the_source_of_other_data():
     help = run("--help").stdout
     for option in ("--epochs", "--batch-size", "--lr", "--seed", "--data", "--save", "--load", "--show"):
         assert option in help
-    for number in (EPOCHS, BATCH_SIZE, LR):
+    for number in (EPOCHS, BATCH_SIZE, LR, SEED):
         assert f"({number})" in help
+    assert SEED == 0
     assert "zalandoresearch/fashion-mnist" in help and "t10k-labels-idx1-ubyte.gz" in help
 
 
@@ -341,7 +360,7 @@ def test_an_interrupted_run_ends_with_130_and_loses_one_epoch_at_most(small, tmp
 
 
 @ON_POSIX
-@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("columns", [40, 80, 130, 200])
 def test_a_terminal_shows_a_live_line_and_the_mistakes(small, columns):
     import pty
     import struct
@@ -361,9 +380,10 @@ def test_a_terminal_shows_a_live_line_and_the_mistakes(small, columns):
     text = output.decode()
     assert process.returncode == 0
     live = re.findall(r"\r(epoch +\d+/12 +\d+% loss \d\.\d+ \d+ s left) *\r", text)
-    assert live and all(len(line) < columns for line in live)
-    assert len(re.findall(r"label \d, predicted \d", text)) == 6
+    assert 0 < len(live) == text.count("left") and all(len(line) < columns for line in live)
     pictures = text[text.index("label") :].replace("\r", "").split("\n")
+    side_by_side = {40: [1] * 6, 80: [2, 2, 2], 130: [4, 2], 200: [6]}[columns]
+    assert [line.count("predicted") for line in pictures if "predicted" in line] == side_by_side
     assert max(map(len, pictures)) <= columns
 
 
