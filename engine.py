@@ -39,8 +39,8 @@ class Value:
                    numbers would take four times as long. Arrays of float32, float64 and longdouble are kept, not
                    copied; others are converted: float16 and int8 to float32, int64 to float64, as in NumPy.
                    You may assign data of the same shape at any time: a graph keeps what it was computed from. But
-                   `v.data -= 1` changes the array itself, also in graphs that hold it, and a backward pass of theirs
-                   may then give wrong gradients without an error. So do that after it. (Floats are always replaced.)
+                   `v.data -= 1` changes an array itself, also in graphs that hold it, whose backward pass may then
+                   silently give wrong gradients: do it only after that. (A float is replaced, which is safe.)
     grad           d(loss)/d(this Value), with data's shape and dtype, where loss is the Value that `backward_all` was
                    called on, or the sum of its elements. The gradients of a leaf add up over several passes until you
                    assign 0 or None; the gradient of a result is that of the last pass, and read-only.
@@ -82,7 +82,7 @@ class Value:
             raise ValueError("no graph leads to this Value: it comes from constants, or from no_grad()")
         grads = {self: self._like_data(np.ones_like(self._data))}  # d(self)/d(self) = 1
         for node in reversed(topological_order(self)):
-            if node in grads and node._prev:  # not a leaf or a constant
+            if node in grads and node._prev:  # a result that a gradient has reached
                 grads[node] = _read_only(grads[node])  # complete: all uses of node came before it
                 returned = _as_tuple(node._backward(grads[node]), node)
                 for operand, grad in zip(node._prev, returned):
@@ -118,7 +118,7 @@ class Value:
     def __add__(self, other):
         other = as_value(other)
 
-        def _backward(grad):  # d(a + b) = da + db
+        def _backward(grad):  # d(a + b) = da + db: an operand's gradient is grad times the factor of its d, here 1
             return grad, grad
 
         return Value(self._data + other._data, (self, other), "+", _backward)
@@ -146,8 +146,8 @@ class Value:
         out = self._data / b
 
         def _backward(grad):  # d(a / b) = da / b - (a / b) db / b
-            da = grad / b
-            return da, -da * out
+            grad_a = grad / b
+            return grad_a, -grad_a * out
 
         return Value(out, (self, other), "/", _backward)
 
@@ -168,25 +168,25 @@ class Value:
         if not self.ndim or not other.ndim or a.shape[-1] != b.shape[-2:][0]:  # b's last axis but one, or its only one
             raise ValueError(f"@ takes (..., m, n) @ (..., n, p), got shapes {self.shape} and {other.shape}")
         a_needed, b_needed = self.requires_grad, other.requires_grad  # because `_backward` must not hold Values
-        if b.ndim <= 2:  # b multiplies all rows of a alike: one product, faster than one for each leading axis
+        if b.ndim <= 2:  # b is the same for all rows of a: one large product, faster than one for each matrix in a
             rows, n, p = math.prod(a.shape[:-1]), a.shape[-1], math.prod(b.shape[1:])
             A, B = a.reshape(rows, n), b.reshape(n, p)
             out = (A @ B).reshape(a.shape[:-1] + b.shape[1:])[()]  # [()] makes an array without axes a number
 
             def _backward(grad):  # d(A B) = dA B + A dB: A gets grad B^T, and B gets A^T grad
                 grad = np.reshape(grad, (rows, p))
-                dA = (grad @ B.T).reshape(a.shape) if a_needed else None
-                dB = (A.T @ grad).reshape(b.shape) if b_needed else None
-                return dA, dB
+                grad_a = (grad @ B.T).reshape(a.shape) if a_needed else None
+                grad_b = (A.T @ grad).reshape(b.shape) if b_needed else None
+                return grad_a, grad_b
 
         else:
             out = a @ b
 
             def _backward(grad):  # the same for each matrix, and the sum over the matrices that broadcasting repeated
                 A, grad = (a, grad) if a.ndim > 1 else (a[None, :], np.expand_dims(grad, -2))
-                dA = unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if a_needed else None
-                dB = unbroadcast(A.swapaxes(-1, -2) @ grad, b.shape) if b_needed else None
-                return dA, dB
+                grad_a = unbroadcast(grad @ b.swapaxes(-1, -2), a.shape) if a_needed else None
+                grad_b = unbroadcast(A.swapaxes(-1, -2) @ grad, b.shape) if b_needed else None
+                return grad_a, grad_b
 
         return Value(out, (self, other), "@", _backward)
 
@@ -288,7 +288,7 @@ class Value:
     def transpose(self, *axes):
         """The axes in another order, given as integers or as one tuple; without any, in reverse."""
         x = np.asarray(self._data)
-        order = np.ravel(axes or range(x.ndim)[::-1]) % x.ndim  # ravel: of integers or one tuple; %: from negative axes
+        order = np.ravel(axes or range(x.ndim)[::-1]) % x.ndim  # ravel: of integers or a tuple; %: negative axes, too
 
         def _backward(grad):  # back into the old order: argsort inverts a permutation
             return np.transpose(grad, np.argsort(order))
@@ -332,7 +332,7 @@ class Value:
         data = _as_data(data)
         if np.shape(data) != self.shape:
             raise ValueError(f"a Value keeps its shape, which is {self.shape}: got data of shape {np.shape(data)}")
-        one_is_float = float in (type(data), type(self._data))  # the Value keeps a float, or an array of shape ()
+        one_is_float = float in (type(data), type(self._data))  # a float stays a float, an array of shape () an array
         self._data = self._like_data(data) if one_is_float else data
 
     @property
@@ -443,7 +443,7 @@ def unbroadcast(grad, shape):
 
 
 def _as_tuple(gradients, node):
-    """The gradients that node._backward returned as a tuple, one for each operand."""
+    """What node._backward returned, made a tuple with one gradient for each operand."""
     gradients = gradients if type(gradients) is tuple else (gradients,)
     if len(gradients) != len(node._prev):
         raise ValueError(f"_backward of {node._op!r}: {len(gradients)} gradients for {len(node._prev)} operands")
@@ -468,7 +468,7 @@ def _fitted(grad, operand, node):
 
 
 def _read_only(grad):
-    """The gradient, so that nobody can write into it: two Values may have the same array, as the operands of + do."""
+    """A read-only view of the gradient: two Values may share the array, as the operands of + do."""
     if type(grad) is not float:
         grad = np.asarray(grad)[...]  # a view, as the array itself may belong to somebody
         grad.setflags(write=False)
@@ -481,13 +481,13 @@ def _read_only(grad):
 def topological_order(root):
     """All Values that root was computed from, constants too, and root: each one after its operands.
 
-    Why an order at all? In a = Value(1.0); b = a + a; c = b + b the gradient of b is complete only when both of its
-    uses in c have been added up. Going from c to b and on to a for each use by itself would visit a four times, and the
-    start of a chain of n such additions 2^n times. In the reversed order every Value is visited once, after everything
-    that was computed from it.
+    Why an order at all? In b = 2 * a; c = 3 * b; d = b + c the gradient of b has a part from d and a part from c. Going
+    on to a after the first part alone would give a too little. Going on after each part would visit a twice, and the
+    start of a chain of n such steps 2^n times. In the reversed order every Value is visited once, after everything that
+    was computed from it.
 
-    The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow. A None in it
-    means: all operands of the Value before it are in `order`.
+    The list to_visit replaces recursion, which a graph of a thousand operations in a row would overflow. When a None is
+    popped from it, all operands of the Value before it are in `order`.
     """
     order, visited, to_visit = [], set(), [root]
     while to_visit:
@@ -539,9 +539,9 @@ def conv2d(x, w, b=None, stride=1, padding=0):
 
         out[n, o, Y, X] = b[o] + sum over c, i, j of w[o, c, i, j] * padded[n, c, Y * stride + i, X * stride + j]
 
-    It is computed by im2col. Each row of the result is a product of two matrices: K, with a row for each kernel, and a
-    matrix with a column for each patch of the image that the kernel covers, read row by row. So row k of this matrix
-    holds the pixels under cell k of the kernel, one for each position. For one kernel a b / c d and 3 x 3 pixels:
+    It is computed by im2col. Each row of the result is a product of two matrices: K, whose rows are the kernels, and a
+    matrix whose columns are the patches that a kernel covers on its way along this row, both flattened row by row. So
+    row k of this matrix holds the pixels under cell k of the kernel, one for each position. For a kernel a b / c d:
 
         1 2 3     [a b c d] @ 1 2  = result's     [a b c d] @ 4 5  = result's     shifted:  1 2   image row 0
         4 5 6                 2 3    row 0                    5 6    row 1                  2 3
@@ -559,8 +559,8 @@ def conv2d(x, w, b=None, stride=1, padding=0):
     that it is in, then each pixel the sum over its shifts. (Product and sums are called a transposed convolution.)
 
     Inside, images have the axes (row, channel, column, image), so that the rows of a matrix lie one after the other in
-    memory. Only `_patches` depends on this order. For the rest it is speed: x may be in any order, and max_pooling
-    reads the result, which is in this order, without a copy.
+    memory. Only the view in `_patches` needs this layout. Elsewhere layout only affects speed: x may lie in memory in
+    any way, and max_pooling reads the result, which has this layout, without a copy.
     """
     x, w = as_value(x), as_value(w)
     operands = (x, w) if b is None else (x, w, as_value(b))
@@ -646,8 +646,8 @@ def max_pooling(x, stride):
     """The largest element of each stride x stride window: x (N, C, H, W) to (N, C, H // stride, W // stride).
 
     Rows and columns that do not fill a window are dropped. Of equal elements, as in the background of an image, the
-    first one, row by row, gets the gradient, as in PyTorch. (If each got it, it would count several times. To share it,
-    as `max` does, would be as right, but takes longer.)
+    first one, row by row, gets the gradient, as in PyTorch. (Giving it to each would count it several times; sharing
+    it, as `max` does, would be just as correct, but slower.)
     """
     x, s = as_value(x), _checked_int("stride", stride, 1)
     if x.ndim != 4:
@@ -682,23 +682,23 @@ def cross_entropy(x, y):
     x = as_value(x)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"cross_entropy takes logits x (N, classes), not empty, got shape {x.shape}")
-    n, classes = x.shape
+    N, classes = x.shape
     labels = np.array(y)  # a copy, as y may be changed before the backward pass
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got dtype {labels.dtype}")
-    if labels.shape != (n,) or labels.min() < 0 or labels.max() >= classes:
+    if labels.shape != (N,) or labels.min() < 0 or labels.max() >= classes:
         got = f"shape {labels.shape} with {labels.min()} ... {labels.max()}"
-        raise ValueError(f"cross_entropy takes {n} labels 0 ... {classes - 1}, got {got}")
+        raise ValueError(f"cross_entropy takes {N} labels 0 ... {classes - 1}, got {got}")
     shifted = x.data - x.data.max(axis=1, keepdims=True)  # (N, classes)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    picked = np.arange(n), labels
+    picked = np.arange(N), labels
 
     def _backward(grad):  # (softmax(x) - onehot(y)) / N
         dx = np.exp(log_softmax)
         dx[picked] -= 1
-        return dx * (grad / n)
+        return dx * (grad / N)
 
-    return Value(-log_softmax[picked].sum() / n, (x,), "cross_entropy", _backward)
+    return Value(-log_softmax[picked].sum() / N, (x,), "cross_entropy", _backward)
 
 
 # ---- Modules --------------------------------------------------------------------------------------------------------
@@ -752,7 +752,7 @@ class Module:
     def load(self, path):
         """Read the parameters from a file that `save` wrote, keep the dtype of each, and return self.
 
-        Raises OSError if it cannot be read, ValueError if it is damaged or of another network; no parameter is changed.
+        Raises OSError if it cannot be read, ValueError if it is damaged or of another network; then none has changed.
         """
         parameters = self.named_parameters()
         with open(path, "rb") as file:
@@ -789,8 +789,8 @@ def _leaves(part, name, visited):
 def _uniform(shape, fan_in):
     """A new parameter between -1/sqrt(fan_in) and 1/sqrt(fan_in), where fan_in is the number of inputs of one output.
 
-    An output is the sum of fan_in products with weights of the variance 1 / (3 fan_in). So its variance is a third of
-    the inputs' mean square, however many inputs there are.
+    An output is the sum of fan_in products (and a bias), with weights of the variance 1 / (3 fan_in). So its variance
+    is a third of the inputs' mean square, however many inputs there are, and wide layers do not saturate.
     """
     return Value(np.random.uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), shape))
 
@@ -814,7 +814,7 @@ class LinearLayer(Module):
 
 
 class Neuron(LinearLayer):
-    """micrograd's Neuron, tanh(x @ weight + bias): x (..., input_num) to (...); weight (input_num,), bias ()."""
+    """One neuron, tanh(x @ weight + bias): x (..., input_num) to (...); weight (input_num,), bias ()."""
 
     def __init__(self, input_num):
         n = _checked_int("input_num", input_num, 1)

@@ -1,4 +1,4 @@
-"""Train the CNN of model.py on MNIST, with the engine's own gradients and SGD.
+"""Train the CNN of model.py on MNIST. Start to read at `train_step`: `train` repeats it, the rest loads and shows.
 
     python train_on_MNIST.py                                 # train, and test after every epoch
     python train_on_MNIST.py --save weights.npz              # keep the weights
