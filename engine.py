@@ -207,7 +207,7 @@ class Value:
 
     def __isub__(self, other):  # self -= other
         if self.is_leaf and self.requires_grad:
-            raise TypeError("p -= x makes a new Value and leaves p as it is: write p.data -= x (or p = p - x)")
+            raise TypeError("p -= x makes a new Value and leaves p as it is: for a parameter, write p.data -= x")
         return self - other
 
     # ---- Elementwise functions and reductions -----------------------------------------------------------------------
@@ -417,7 +417,7 @@ def _as_data(data):
         return float(data)
     data = np.asarray(data)
     if data.dtype.kind not in "fiub":
-        raise TypeError(f"a Value holds real numbers, got dtype {data.dtype}")
+        raise TypeError(f"a Value holds real numbers, got {data!s:.60} of dtype {data.dtype}")
     return data.astype(np.promote_types(data.dtype, np.float32), copy=False)
 
 
@@ -446,7 +446,7 @@ def _as_tuple(gradients, node):
     """What node._backward returned, made a tuple with one gradient for each operand."""
     gradients = gradients if type(gradients) is tuple else (gradients,)
     if len(gradients) != len(node._prev):
-        raise ValueError(f"_backward of {node._op!r}: {len(gradients)} gradients for {len(node._prev)} operands")
+        raise ValueError(f"_backward of {node._op!r} must return {len(node._prev)} gradients, as a tuple if several")
     return gradients
 
 
@@ -762,7 +762,7 @@ class Module:
                         raise ValueError("a checksum is wrong")
                     arrays = {name: np.asarray(_as_data(archive[name])) for name in archive.files}
             except Exception as error:  # zipfile, zlib and NumPy raise a dozen different ones
-                raise ValueError(f"{path} is damaged, or not a file of weights: {error}") from None
+                raise ValueError(f"{path} is damaged, or not a file of weights") from error
         for name in sorted(parameters.keys() | arrays.keys()):
             shapes = [weights[name].shape if name in weights else "missing" for weights in (arrays, parameters)]
             if shapes[0] != shapes[1]:

@@ -204,17 +204,18 @@ def main(argv=None):
             model.load(args.load)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"{len(X_train):,} training images, {len(X_test):,} test images")
-    print(model)
+    print(f"{len(X_train):,} training images, {len(X_test):,} test images", model, sep="\n")
     print(f"{sum(np.size(p.data) for p in model.parameters()):,} parameters")
     if args.epochs:
-        print(f"{args.epochs} epochs, batch size {args.batch_size}, learning rate {args.lr:g}, seed {args.seed}\n")
+        print(f"epochs {args.epochs}, batch size {args.batch_size}, learning rate {args.lr:g}, seed {args.seed}\n")
     start = time.perf_counter()
     try:
         if args.epochs:
             accuracy = train(model, *data, args.epochs, args.batch_size, args.lr, args.save)
         else:
             accuracy = evaluate(model, X_test, y_test)
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        raise
     except (OSError, FloatingPointError) as error:
         _live("")
         sys.exit(f"error: {error}")
@@ -224,7 +225,6 @@ def main(argv=None):
 
 
 def parse(argv):
-    """The options in the command line argv."""
     parser = argparse.ArgumentParser(
         description="Train the CNN of model.py on MNIST, and test it after every epoch.",
         epilog="Fashion-MNIST is in github.com/zalandoresearch/fashion-mnist, in data/fashion: the same four files, "
@@ -255,6 +255,6 @@ def parse(argv):
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError) as stop:
         _live("")
-        sys.exit(130)
+        os._exit(130 if isinstance(stop, KeyboardInterrupt) else 1)  # without a flush, which would fail again
