@@ -83,8 +83,10 @@ class Value:
         grads = {self: self._like_data(np.ones_like(self._data))}  # d(self)/d(self) = 1
         for node in reversed(topological_order(self)):
             if node in grads and node._prev:  # a result that a gradient has reached
-                grads[node] = _read_only(grads[node])  # complete: all uses of node came before it
-                returned = _as_tuple(node._backward(grads[node]), node)
+                grad = grads[node]  # complete: all uses of node came before it
+                if type(grad) is not float:
+                    grad = grads[node] = _read_only(grad)
+                returned = _as_tuple(node._backward(grad), node)
                 for operand, grad in zip(node._prev, returned):
                     if operand.requires_grad:
                         if type(grad) is not float or type(operand._data) is not float:  # else it fits
@@ -469,10 +471,9 @@ def _fitted(grad, operand, node):
 
 def _read_only(grad):
     """A read-only view of the gradient: two Values may share the array, as the operands of + do."""
-    if type(grad) is not float:
-        grad = np.asarray(grad)[...]  # a view, as the array itself may belong to somebody
-        grad.setflags(write=False)
-    return grad
+    view = np.asarray(grad)[...]
+    view.setflags(write=False)
+    return view
 
 
 # ---- Graph ----------------------------------------------------------------------------------------------------------
@@ -730,9 +731,8 @@ class Module:
             p.grad = None
 
     def __repr__(self):
-        lines = [f"{name}: {getattr(part, 'shape', part)}" for name, part in vars(self).items()]
-        text = "".join("\n" + line for line in lines).replace("\n", "\n  ")  # also the lines of a module in this one
-        return f"{type(self).__name__}({text}\n)"
+        text = "".join(f"\n{name}: {getattr(part, 'shape', part)}" for name, part in vars(self).items())
+        return type(self).__name__ + "(" + text.replace("\n", "\n  ") + "\n)"  # also the lines of a module in this one
 
     def save(self, path):
         """Write the parameters to an npz file of exactly this name. If it raises an OSError, the file is as before."""
