@@ -1,9 +1,9 @@
 """Micrograd with NumPy arrays: reverse-mode automatic differentiation in one file.
 
 A `Value` holds a number or an array, and remembers which operation computed it from which operands. All operations have
-the same form: turn operands into Values, compute the result, define `_backward`, return a new Value. `_backward`
-is the chain rule for this one operation: it receives the gradient of the result and returns the gradients of the
-operands. `backward_all` calls these functions, from the last Value back to the first.
+the same form: turn operands into Values, compute the result, define `_backward`, return a new Value. `_backward` is the
+chain rule for this one operation: it receives the gradient of the result and returns the gradients of the operands.
+`backward_all` calls these functions, from the last Value back to the first.
 
 Why does `_backward` receive the gradient as an argument? In micrograd it reads the gradient from the result. But then
 the result holds `_backward`, which holds the result, and because of this cycle the arrays of every training step stay
@@ -31,12 +31,12 @@ class Value:
     """A number or an array, and how it was computed.
 
     You create a leaf; an operation creates a result, which remembers its operands. A constant gets no gradient and
-    remembers nothing. Constants are: a number or an array that is combined with a Value, what is computed from
-    constants only, and what is computed under `no_grad`.
+    remembers nothing. Constants are numbers and arrays that are combined with a Value, results computed from constants
+    only, and results computed under `no_grad`.
 
     data           A Python float or a NumPy array. Python's numbers, NumPy's integers and np.float64 become floats, and
                    operations on floats use Python's operators and `math`: with arrays of one element, a graph of
-                   numbers would take four times as long. Arrays of float32, float64 and longdouble are kept, not
+                   numbers would take twice as long. Arrays of float32, float64 and longdouble are kept, not
                    copied; others are converted: float16 and int8 to float32, int64 to float64, as in NumPy.
                    You may assign data of the same shape at any time: a graph keeps what it was computed from. But
                    `v.data -= 1` changes an array itself, also in graphs that hold it, whose backward pass may then

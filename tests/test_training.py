@@ -32,6 +32,7 @@ from train_on_MNIST import (
     mistakes,
     picture,
     predict,
+    show,
     train,
     train_step,
 )
@@ -252,6 +253,19 @@ def test_a_picture_has_a_character_for_two_pixels():
     assert len(lines) == 12 and {len(line) for line in lines} == {24}
     filled = [line.rstrip().replace("▄", ".").replace("▀", "'").replace("█", "#") for line in lines]
     assert filled == [".", " '#"] + [""] * 10
+
+
+def test_the_drawn_images_are_the_mistakes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    X, y = np.zeros((12, 1, 28, 28)), np.arange(12) % 10
+    X[:, 0, 0, 0] = y
+    X[7, 0, 0, 0] = X[9, 0, 0, 0] = 3  # wrong
+    X[7, 0, 10:20, 5] = X[9, 0, 12, 5:20] = X[0, 0, 2:26, 2:26] = X[8, 0, 2:26, 2:26] = 1
+    show(Brightness(), X, y)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split("label") == ["", " 7, predicted 3, 69.1 %".ljust(25), " 9, predicted 3, 69.1 %"]
+    pictures = zip(picture(X[7, 0]), picture(X[9, 0]))
+    assert lines[3:15] == [f"{left:30}{right}".rstrip() for left, right in pictures]
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
