@@ -563,11 +563,11 @@ def conv2d(x, w, b=None, stride=1, padding=0):
     memory. Only the view in `_patches` needs this layout. Elsewhere layout only affects speed: x may lie in memory in
     any way, and max_pooling reads the result, which has this layout, without a copy.
     """
-    x, w = as_value(x), as_value(w)
-    operands = (x, w) if b is None else (x, w, as_value(b))
-    shapes = [v.shape for v in operands]
-    if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or 0 in w.shape or shapes[2:] not in ([], [w.shape[:1]]):
-        raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw) not empty and b (O,), got shapes {shapes}")
+    x, w, b = as_value(x), as_value(w), None if b is None else as_value(b)
+    operands = (x, w) if b is None else (x, w, b)
+    fit = x.ndim == w.ndim == 4 and x.shape[1] == w.shape[1] and 0 not in w.shape
+    if not fit or (b is not None and b.shape != w.shape[:1]):
+        raise ValueError(f"conv2d takes x (N, C, H, W), w (O, C, kh, kw), b (O,), got {[v.shape for v in operands]}")
     (N, C, H, W), (O, _, kh, kw) = x.shape, w.shape
     s, p = _checked_int("stride", stride, 1), _checked_int("padding", padding, 0)
     oh, ow = _output_size("conv2d", (H, W), (kh, kw), s, p)
@@ -582,7 +582,7 @@ def conv2d(x, w, b=None, stride=1, padding=0):
     K = w.data.transpose(0, 2, 3, 1).reshape(O, kh * kw * C).astype(dtype, copy=False)
     out = _products(K, patches)  # (oh, O, ow * N)
     if b is not None:
-        out += operands[2].data[:, None]
+        out += b.data[:, None]
     x_needed, w_needed, has_bias = x.requires_grad, w.requires_grad, b is not None
 
     def _backward(grad):
@@ -602,7 +602,8 @@ def conv2d(x, w, b=None, stride=1, padding=0):
             for first in range(apart):
                 dpatches[first::apart] += _products(K.T, grad[first::apart])
             dpadded = np.zeros((H + 2 * p, C, W + 2 * p, N), dtype)
-            for j in range(kw):
+            dpadded[:, :, : s * ow : s] = dshifted[:, 0]
+            for j in range(1, kw):
                 dpadded[:, :, j : j + s * ow : s] += dshifted[:, j]
             dx = dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2)
         return (dx, dw, np.einsum("yol->o", grad)) if has_bias else (dx, dw)  # einsum: grad.sum((0, 2)), but faster
@@ -913,8 +914,7 @@ def draw_graph(value):
             fields.append(f"shape {node.shape}")
         if np.size(node.data) <= 9:
             for name in ("data", "grad") if node.requires_grad else ("data",):
-                array = np.asarray(getattr(node, name))
-                fields.append(f"{name} {np.array2string(array, precision=4, separator=', ')}")
+                fields.append(f"{name} {np.array2string(np.asarray(getattr(node, name)), precision=4, separator=', ')}")
         text = " | ".join(field.translate(_ESCAPED) for field in fields if field)
         lines.append(f'  {names[node]} [label="{text}"]')
         lines += [f"  {names[operand]} -> {names[node]}" for operand in node._prev]
