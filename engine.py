@@ -602,7 +602,7 @@ def conv2d(x, w, b=None, stride=1, padding=0):
             for first in range(apart):
                 dpatches[first::apart] += _products(K.T, grad[first::apart])
             dpadded = np.zeros((H + 2 * p, C, W + 2 * p, N), dtype)
-            dpadded[:, :, : s * ow : s] = dshifted[:, 0]
+            dpadded[:, :, : s * ow : s] = dshifted[:, 0]  # faster than to add it to zeros
             for j in range(1, kw):
                 dpadded[:, :, j : j + s * ow : s] += dshifted[:, j]
             dx = dpadded[p : p + H, :, p : p + W].transpose(3, 1, 0, 2)
